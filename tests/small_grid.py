@@ -1,0 +1,22 @@
+"A small grid that the tests train, and a script: `python small_grid.py STORE [workers]` trains it."
+import sys
+
+from calibkd.calibrators import MDCA
+from calibkd.data import Dataset
+from calibkd.distillers import KD
+from calibkd.objectives import NLL
+from calibkd.runs import Recipe, Run
+from calibkd.store import Store
+from calibkd.sweep import train
+
+DATA, RECIPE = Dataset("digits", train=400), Recipe(epochs=5, batch=64, schedule="cosine")
+
+
+def grid():
+    teachers = [Run(DATA, "resnet14", objective, RECIPE) for objective in (NLL(), MDCA(beta=5))]
+    return [Run(DATA, "resnet8", KD(T=T, alpha=.9), RECIPE, teacher=t) for t in teachers for T in (1, 4)]
+
+
+if __name__ == "__main__":
+    store, workers = Store(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    print("trained", train(grid(), store, workers=workers).trained)

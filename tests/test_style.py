@@ -1,0 +1,105 @@
+"The house style, held over the exported modules and the notebooks."
+import ast, configparser, json, re
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(p for p in (ROOT / "calibkd").rglob("*.py") if p.name not in ("_modidx.py", "__init__.py"))
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+EXHIBITS = [p for p in NOTEBOOKS if not p.name[0].isdigit() and p.stem != "index" and not p.stem.startswith("bench_")]
+FLOORS = {"progress": 0, "metrics": 0, "approximants": 0, "mixtures": 0, "augment": 0, "networks": 0, "objectives": 0, "data": 1, "calibrators": 1,
+          "distillers": 1, "toys": 1, "runs": 2, "training": 3, "store": 4, "sweep": 5, "plots": 5, "exhibits": 6, "cli": 7}
+
+
+def functions(path):
+    return [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def body_length(f):
+    "Lines of a body without its docstring"
+    doc = isinstance(f.body[0], ast.Expr) and isinstance(getattr(f.body[0], "value", None), ast.Constant)
+    rest = f.body[1:] if doc else f.body
+    return rest[-1].end_lineno - rest[0].lineno + 1 if rest else 0
+
+
+def test_functions_are_short():
+    lengths = sorted(body_length(f) for m in MODULES for f in functions(m))
+    assert lengths[len(lengths) // 2] <= 4, "median body"
+    assert lengths[int(len(lengths) * .9)] <= 12, "90 % of the bodies"
+    assert lengths[-1] <= 40, "longest body"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_public_names_are_documented_and_annotated(path):
+    tree = ast.parse(path.read_text())
+    owners = [tree, *(n for n in tree.body if isinstance(n, ast.ClassDef))]
+    for node in (n for o in owners for n in o.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))):
+        if node.name.startswith("_"): continue
+        assert ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"
+        assert len(ast.get_docstring(node).splitlines()) == 1, f"{path.name}: {node.name}'s docstring has several lines"
+        if isinstance(node, ast.FunctionDef):
+            args = [a for a in node.args.args + node.args.kwonlyargs if a.arg not in ("self", "cls")]
+            assert all(a.annotation for a in args) and node.returns, f"{path.name}: {node.name} is not fully annotated"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_lines_and_imports(path):
+    for i, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.startswith("__all__") and not line.startswith("           "): assert len(line) <= 140, f"{path.name}:{i} is too wide"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom): assert node.names[0].name != "*", f"{path.name} imports a star"
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert not any(n.split(".")[0] in ("fastcore", "nbdev", "netcal", "torchmetrics") for n in names), f"{path.name} imports a development tool"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
+def test_a_module_imports_only_from_floors_below(path):
+    name = lambda parts: parts[0] if parts else ""
+    mine = FLOORS[name(path.relative_to(ROOT / "calibkd").with_suffix("").parts)]
+    inside = path.parent.name == "networks"
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            above = node.level == 1 and inside
+            target = "networks" if above else node.module.split(".")[0]
+            assert FLOORS[target] < mine or above, f"{path.name} (floor {mine}) imports {target} (floor {FLOORS[target]})"
+
+
+@pytest.mark.parametrize("path", EXHIBITS, ids=lambda p: p.stem)
+def test_exhibits_declare_and_do_not_compute(path):
+    code = [c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code"]
+    assert sum("parameters" in c["metadata"].get("tags", []) for c in code) == 1, "exactly one cell is tagged 'parameters'"
+    for c in code:
+        source = "".join(c["source"])
+        assert len(source.splitlines()) <= 25, f"a cell of {len(source.splitlines())} lines"
+        assert "#| export" not in source and ".backward(" not in source and "optim" not in source, "training code in an exhibit"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_portable(path):
+    text = path.read_text()
+    book = json.loads(text)
+    assert book["metadata"]["kernelspec"]["name"] == "python3" and len(text) < 1_000_000
+    assert not re.search(r"(?<![\w.])/(?:work|root|tmp|home)/", text), "a path of one machine"
+    assert not any(o["output_type"] == "error" for c in book["cells"] for o in c.get("outputs", []))
+
+
+def test_versions_agree():
+    ini = configparser.ConfigParser()
+    ini.read(ROOT / "settings.ini")
+    import calibkd
+    version = ini["DEFAULT"]["version"]
+    assert calibkd.__version__ == version and f"version: {version}" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_front_pages_say_the_same():
+    readme, index = (ROOT / "README.md").read_text(), "".join("".join(c["source"]) + "\n" for c in json.loads((ROOT / "nbs/index.ipynb").read_text())["cells"])
+    commands = re.findall(r"^    (pip install -e .*)$", readme, flags=re.M)
+    assert len(commands) == 2 and all(c in index for c in commands)
+    tagline = re.search(r"\*\*(Five papers.*?)\*\*", readme)[1]
+    assert tagline in index
+
+
+def test_every_library_notebook_is_on_the_front_page():
+    index = (ROOT / "nbs/index.ipynb").read_text()
+    assert all(p.name in index for p in NOTEBOOKS if p.name[0].isdigit())
