@@ -139,7 +139,7 @@ def mixup(
 ) -> Tensor:  # (B, C, H, W)
     r"Mixup (Zhang et al. 2018): $\lambda x_i + (1-\lambda) x_{\pi(i)}$."
     _check_mix(x, lam)
-    return lam * x + (1 - lam) * x[perm]
+    return torch.lerp(x[perm], x, lam)
 
 # %% ../nbs/03_augment.ipynb #3ee598b5
 def cutmix(

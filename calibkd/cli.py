@@ -82,8 +82,7 @@ def chosen(
 ) -> list[Notebook]:       # ValueError for a name that no exhibit has, or none at all
     "The exhibits that were asked for"
     known = {n.name: n for n in ex.exhibits()}
-    if everything and names: raise ValueError("Give the names of exhibits or --all, not both.")
-    if not everything and not names: raise ValueError("Give the name of an exhibit (see `calibkd list`), or --all.")
+    if everything == bool(names): raise ValueError("Give the names of exhibits (`calibkd list` shows them) or --all.")
     return [known[ex.named("exhibit", Path(n).name.removesuffix(".ipynb"), known)] for n in names or known]
 
 # %% ../nbs/61_cli.ipynb #6b59b62d
@@ -110,7 +109,7 @@ def check(
 @click.argument("names", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Run every exhibit.")
 @click.option("--preset", help="smoke (seconds, a test), quick (the default) or paper (its own setting).")
-@click.option("-p", "--parameter", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter.")
+@click.option("-p", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="Set a parameter; repeatable.")
 def run_exhibits(
     names: tuple[str, ...],
     everything: bool,
@@ -181,7 +180,7 @@ def execute(
             str(source), str(output), parameters, progress_bar=cells, cwd=os.getcwd(), extra_arguments=quiet)
 
 # %% ../nbs/61_cli.ipynb #34ebc7a4
-SENTENCES = ("ValueError", "OSError", "FileNotFoundError", "PermissionError", "FileExistsError", "NotADirectoryError")
+SENTENCES = ("ValueError", "OSError", "FileNotFoundError", "PermissionError")
 
 # %% ../nbs/61_cli.ipynb #09c8e482
 def failure(
@@ -225,8 +224,9 @@ def line_of(
     claim: dict,   # as it is in claims.json
 ) -> str:          # e.g. "holds          ECE rises with T (paper: 6 → 12; ours: 7 → 11)"
     "A claim, its numbers and its verdict"
-    numbers = [f"{who}: {claim[who]}" for who in ("paper", "ours") if claim[who]] or list(filter(None, [claim["evidence"]]))
-    return f"{claim['verdict']:14} {claim['text']}" + (f" ({'; '.join(numbers)})" if numbers else "")
+    numbers = "; ".join(f"{who}: {claim[who]}" for who in ("paper", "ours") if claim[who])
+    details = numbers or claim["evidence"]
+    return f"{claim['verdict']:14} {claim['text']}" + (f" ({details})" if details else "")
 
 # %% ../nbs/61_cli.ipynb #fa70a9e8
 @main.command("runs")
@@ -262,5 +262,5 @@ def update_scoreboard(readme: str | None, check: bool) -> None:
     "Write the table of all claims and verdicts into README (default: the repository's README.md)."
     path = Path(readme or (ex.project_root() or Path.cwd()) / "README.md")
     stale = ex.update_readme(path, names=[n.name for n in ex.exhibits()], check=check)
-    if stale and check: raise ValueError(f"The scoreboard in {nearby(path)} is old; run `calibkd scoreboard`.")
+    if stale and check: raise ValueError(f"{nearby(path)} is out of date: run `calibkd scoreboard`.")
     click.echo(f"{nearby(path)} is {'now' if stale else 'already'} up to date.")

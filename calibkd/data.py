@@ -111,7 +111,7 @@ class Loaded:
     ) -> Tensor:  # float32
         r"$(x - \mu) / \sigma$, with pixel values scaled to [0, 1] first where they are `uint8`."
         scale, shift = self._constants(x.device, x.dtype == torch.uint8)
-        return torch.addcmul(shift, x.float(), scale)
+        return (x * scale).add_(shift)
 
     def _constants(self, device: torch.device, pixels: bool) -> tuple[Tensor, Tensor]:
         key = str(device), pixels
@@ -165,7 +165,7 @@ def hold_out(
 ) -> tuple[Split, Split]:  # rest, held out
     "A stratified held-out split; a fraction of 0 gives an empty one."
     if not 0 <= fraction < 1:
-        raise ValueError(f"val={fraction} is not a fraction: use 0 (nothing held out) to below 1, such as .1.")
+        raise ValueError(f"val={fraction} is not a fraction: use 0 (none held out) to below 1, such as .1.")
     n = round(fraction * len(split))
     if fraction and not 0 < n < len(split):
         raise ValueError(f"val={fraction} of {len(split)} samples leaves an empty split: use more, or val=0.")
@@ -199,7 +199,7 @@ def source(
 @dataclass(frozen=True)
 class Dataset:
     "Which data: the spec that stands in a Run."
-    name: str = "textures"  # a key of SOURCES: textures, digits, cifar10, ..., folder:PATH, tiny-imagenet[:PATH]
+    name: str = "textures"  # a key of SOURCES: textures, digits, cifar10, folder:PATH, tiny-imagenet[:PATH]
     train: int | None = None  # training samples including the held-out ones, class-balanced; None: all
     test: int | None = None  # test samples, class-balanced; None: all
     val: float = .1  # fraction of the training samples to hold out, stratified; 10 % in MDCA
@@ -251,7 +251,7 @@ def _textures(argument: str, spec: Dataset) -> Raw:
 def _classes(argument: str) -> dict[str, int]:
     parts = argument.split("x") if argument else []
     if argument and not (len(parts) == 2 and all(p.isdigit() and int(p) for p in parts)):
-        raise ValueError(f"textures:{argument} is not understood: write textures:4x3 for 4 super-classes of 3.")
+        raise ValueError(f"textures:{argument} is not understood: write textures:4x3 for 4 times 3 classes.")
     return dict(zip(("supers", "per_super"), map(int, parts)))
 
 
@@ -272,7 +272,7 @@ def _resized(split: Split, size: int | None) -> Split:
 def _split(x: np.ndarray, labels: Sequence[int]) -> Split:
     "A split of all samples of a source."
     if len(x) != len(labels):
-        raise ValueError(f"There are {len(x)} images but {len(labels)} labels: the files do not fit each other.")
+        raise ValueError(f"There are {len(x)} images but {len(labels)} labels: the files do not match.")
     return Split(torch.from_numpy(x), torch.as_tensor(labels, dtype=torch.int64), torch.arange(len(x)))
 
 
@@ -300,7 +300,7 @@ def download(
     elif name in TORCHVISION:
         getattr(torchvision.datasets, TORCHVISION[name])(data_root(), download=True)
     else:
-        raise ValueError(f"There is no download for {name!r}: use one of {', '.join(TORCHVISION)}, tiny-imagenet.")
+        raise ValueError(f"There is no download for {name!r}: use {', '.join(TORCHVISION)} or tiny-imagenet.")
     return data_root()
 
 
@@ -358,7 +358,7 @@ def _cifar(kind: str, spec: Dataset) -> Raw:
     try:
         parts = [official(data_root(), train=train, download=False) for train in (True, False)]
     except RuntimeError as error:
-        raise ValueError(f"{folder} is incomplete or damaged (its checksums are wrong): fetch it again.") from error
+        raise ValueError(f"{folder} is incomplete or damaged (wrong checksums): fetch it again.") from error
     splits = [_split(np.ascontiguousarray(p.data.transpose(0, 3, 1, 2)), p.targets) for p in parts]
     return Raw(*(_resized(s, spec.size) for s in splits), parts[0].classes, "crop+flip", CIFAR_STATS[kind])
 
@@ -393,7 +393,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def _is_junk(name: str) -> bool:
@@ -510,7 +510,7 @@ def _folder_index(files: Files) -> Index:
     folders = {part: {p[1] for p in parts if p[0] == part and len(p) > 2} for part in ("train", "test")}
     if not all(folders.values()):
         tops = ", ".join(sorted({p[0] for p in parts})[:8]) or "nothing"
-        raise ValueError(f"{files.path} needs images in train/<class>/ and test/<class>/, but it holds {tops}.")
+        raise ValueError(f"{files.path} needs images in train/<class>/ and test/<class>/, but holds {tops}.")
     _check_classes(folders["train"], folders["test"], "test", files.path)
     classes = sorted(folders["train"])
     images = {part: _class_images(parts, part, classes, files.path) for part in folders}
@@ -584,7 +584,7 @@ def _checked_pixels(files: Files, name: str, size: int | None) -> tuple[np.ndarr
     try:
         return _pixels(files.read(name), size)
     except Exception as error:  # Pillow raises a dozen types for damaged files
-        raise ValueError(f"{name} in {files.path} is not a readable image ({error}): mend or remove it.") from error
+        raise ValueError(f"{name} in {files.path} is not a readable image ({error}): remove it.") from error
 
 
 def decode(
@@ -602,7 +602,7 @@ def decode(
         image, grey = _checked_pixels(files, name, size)
         if image.shape != first.shape:
             (h, w, _), (h0, w0, _) = image.shape, first.shape
-            raise ValueError(f"{name} in {files.path} is {w}×{h}, but {names[0]} is {w0}×{h0}: give a `size`.")
+            raise ValueError(f"{name} in {files.path} is {w}×{h}, {names[0]} is {w0}×{h0}: give a `size`.")
         x[i], all_grey = image.transpose(2, 0, 1), all_grey and grey
     return torch.from_numpy(x[:, :1].copy() if all_grey else x)
 

@@ -195,7 +195,7 @@ def parameter_cells(
 
 # %% ../nbs/60_exhibits.ipynb #e4ed57aa
 def strays(
-    namespace: Mapping[str, Any],  # a notebook's globals; without `In`, every plain value is taken for a parameter
+    namespace: Mapping[str, Any],  # a notebook's globals; without `In`, plain values count as parameters
     known: Iterable[str],          # the declared parameters
 ) -> list[str]:
     "What was set like a parameter but is not declared"
@@ -318,7 +318,8 @@ def in_words(
 def versions() -> dict[str, str]:
     "The versions that numbers may depend on"
     import numpy, torch
-    return {"python": platform.python_version()} | {m.__name__: m.__version__ for m in (torch, numpy, calibkd)}
+    libraries = {m.__name__: m.__version__ for m in (torch, numpy, calibkd)}
+    return {"python": platform.python_version()} | libraries
 
 # %% ../nbs/60_exhibits.ipynb #37056d7c
 def commit() -> str | None:
@@ -373,7 +374,7 @@ class Exhibit:
         paper: dict[str, Any],         # the paper's own setting
         title: str | None = None,      # default: the name
         paper_ref: str | None = None,  # where it is from, e.g. "KD(C), Fig. S7"
-    ):                                 # ValueError for bad names or values, OSError if results cannot be written
+    ):                                 # ValueError for bad input, OSError if results cannot be written
         self.name, self.title, self.paper_ref, self.start = name, title or name, paper_ref, time.monotonic()
         self.preset, values, own = resolve(name, namespace, dict(smoke=smoke, quick=quick, paper=paper))
         self.p, self.changed = SimpleNamespace(**values), {k: v for k, v in values.items() if v != own[k]}
@@ -433,7 +434,8 @@ class Exhibit:
     ) -> Path:                                  # the folder
         "Write the picture (PNG, PDF), the numbers (CSV), the claims and how they came about"
         if self.preset == "smoke" and fig is not None: marked(fig)
-        files = {f"{self.name}.{suffix}": data for suffix, data in (pictures(fig) | comma_separated(table)).items()}
+        parts = pictures(fig) | comma_separated(table)
+        files = {f"{self.name}.{suffix}": data for suffix, data in parts.items()}
         files["claims.json"] = as_json([asdict(c) | {"verdict": c.verdict} for c in self.claims])
         files["meta.json"] = as_json(self.meta(meta))
         for file, data in files.items(): write(self.folder / file, data)
@@ -447,9 +449,10 @@ class Exhibit:
         "What this exhibit was made of: parameters, seeds, time, hardware, versions; no path of the machine"
         what = {"exhibit": self.name, "title": self.title, "paper_ref": self.paper_ref, "preset": self.preset}
         if self.preset == "smoke": what["note"] = "a smoke run tests the code, not the claims"
-        how = {"parameters": vars(self.p), "changed": self.changed, "seeds": self.seeds, "training": training or {}}
+        how = {"parameters": vars(self.p), "changed": self.changed, "seeds": self.seeds}
         when = {"seconds": round(time.monotonic() - self.start, 1), "date": now(), "commit": commit()}
-        return tidy(what | how | when | {"hardware": machine(), "versions": versions()})
+        on = {"training": training or {}, "hardware": machine(), "versions": versions()}
+        return tidy(what | how | when | on)
 
     def explore(
         self,
@@ -495,9 +498,9 @@ def declared_by(name: str, presets: dict[str, dict[str, Any]], namespace: Mappin
     "The parameters that an exhibit declares; all presets and the parameters cell must have the same ones"
     declared = list(presets["quick"])
     odd = sorted({k for p in presets.values() for k in set(p) ^ set(declared)})
-    if odd: raise ValueError(f"The presets of {name} differ in their parameters: {', '.join(odd)} must be in all or in none.")
-    missing = [k for k in declared if k not in namespace]
-    if missing: raise ValueError(f"The parameters cell of {name} lacks {missing[0]}; add `{missing[0]} = None` to it.")
+    if odd: raise ValueError(f"All presets of {name} must have the same parameters, but {', '.join(odd)} is not in all.")
+    for k in declared:
+        if k not in namespace: raise ValueError(f"The parameters cell of {name} lacks {k}: add `{k} = None`.")
     return declared
 
 # %% ../nbs/60_exhibits.ipynb #c2314bdc
@@ -539,12 +542,12 @@ def printed(
 
 # %% ../nbs/60_exhibits.ipynb #cd460c08
 def beside(
-    paper: "Mapping | pd.DataFrame",     # {row: {column: value}} or rows × columns; as printed (percent), or text
-    ours: pd.DataFrame,                  # one line for each run: the key, `seed`, and the columns as fractions
-    key: "str | list[str]" = "network",  # column(s) of `ours` that name a row of `paper` (several: rows are tuples)
+    paper: "Mapping | pd.DataFrame",     # {row: {column: value}} or rows × columns, as printed
+    ours: pd.DataFrame,                  # a line for each run: the key, `seed`, and the columns as fractions
+    key: "str | list[str]" = "network",  # column(s) of `ours` that name a row of `paper` (several: a tuple)
     scale: float = 100,                  # what ours is multiplied by: 100 for percent
     digits: int = 2,                     # after the decimal point
-) -> pd.DataFrame:                       # columns (name, "paper"), (name, "ours"); the paper's rows, then those only we have
+) -> pd.DataFrame:                       # columns (name, "paper"), (name, "ours"); our own rows come last
     "The paper's numbers beside ours: mean ± sd over seeds, or 'not run'"
     paper = paper.to_dict("index") if isinstance(paper, pd.DataFrame) else dict(paper)
     keys = [key] if isinstance(key, str) else list(key)
@@ -563,7 +566,7 @@ def cell_of(runs: pd.DataFrame | None, column: str, scale: float, digits: int) -
 
 # %% ../nbs/60_exhibits.ipynb #8fdb2612
 def by_row(ours: pd.DataFrame, keys: list[str]) -> dict[Any, pd.DataFrame]:
-    "Our runs for each row of the paper; several runs of one seed would be averaged unnoticed, so they are refused"
+    "Our runs for each row of the paper; several of one seed would be averaged unnoticed, so they are refused"
     if ours.empty: return {}
     for k in keys: named("column of our results", k, ours.columns)
     if "seed" in ours and ours.duplicated([*keys, "seed"]).any():
@@ -607,7 +610,7 @@ class Notebook:
 
     @property
     def times(self) -> dict[str, str]:
-        "How long each preset takes, as the comment on `preset` says: `# smoke (5 s), quick (4 min) or paper (2 h)`"
+        "How long the presets take, as the comment on `preset` says: `# smoke (5 s) or quick (4 min)`"
         words = self.parameters.get("preset", {}).get("help", "")
         return {p: found[1] for p in PRESETS if (found := re.search(rf"{p} \(([^)]*\d[^)]*)\)", words))}
 
@@ -616,7 +619,7 @@ def notebook_folder() -> Path:
     "Where the notebooks are: CALIBKD_NBS, else nbs/ of the repository"
     own, root = os.environ.get("CALIBKD_NBS"), project_root()
     if own or root: return Path(own).expanduser() if own else root / "nbs"
-    raise FileNotFoundError("The exhibits are notebooks of calibkd's repository, not of the installed library; "
+    raise FileNotFoundError("The exhibits are notebooks of calibkd's repository, not part of the library; "
                             "work in a copy of the repository, or set CALIBKD_NBS to its nbs folder.")
 
 # %% ../nbs/60_exhibits.ipynb #a191ce70
@@ -626,7 +629,7 @@ def exhibits(
     "All exhibit notebooks"
     folder = Path(folder or notebook_folder())
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder of notebooks at {folder}; set CALIBKD_NBS to calibkd's nbs folder.")
+        raise FileNotFoundError(f"There is no folder {folder}; set CALIBKD_NBS to the folder of the notebooks.")
     named_so = [p for p in folder.glob("*.ipynb") if re.match(r"(?!bench_)[A-Za-z][A-Za-z0-9]*_", p.name)]
     return [Notebook(p) for p in sorted(named_so, key=in_order) if "Exhibit(" in p.read_text("utf-8")]
 
@@ -651,8 +654,8 @@ def everything_saved(
     root: Path,     # a results folder
 ) -> list[dict]:    # as `saved` gives them, by folder
     "What all exhibits and their variants left"
-    folders = sorted(path.parent for pattern in ("*/meta.json", "*/*/meta.json") for path in root.glob(pattern))
-    return [result for folder in folders if (result := saved(folder))]
+    files = [*root.glob("*/meta.json"), *root.glob("*/*/meta.json")]
+    return [result for file in sorted(files) if (result := saved(file.parent))]
 
 # %% ../nbs/60_exhibits.ipynb #9640b94d
 def duration(

@@ -33,7 +33,7 @@ def program(
 
 # %% ../nbs/00a_progress.ipynb #8a7558a9
 JUPYTER = ("jupyter-", "jupyterlab", "jupyterhub", "jupyter_server", "notebook", "spyder", "colab")
-BATCH = ("jupyter-nbconvert", "jupyter-execute", "jupyter-run", "jupyter-cache")  # nobody sits in front of these
+BATCH = ("jupyter-nbconvert", "jupyter-execute", "jupyter-run", "jupyter-cache")  # and nobody sits here
 def by_hand(
     command: Sequence[str],  # the command line that started a kernel
 ) -> bool:                   # editors that are no Python programs (VS Code, PyCharm, Emacs) count as people
@@ -67,5 +67,5 @@ def bar(
     "A progress bar that reaches the person who waits, wherever the code was started from"
     file, kind = terminal(), plain_tqdm if headless() else tqdm
     quiet = "IN_TEST" in os.environ and file is None
-    return kind(
-        total=total, desc=desc, unit=unit, file=file, disable=quiet, mininterval=0.5, smoothing=0.05, dynamic_ncols=True)
+    pace = {"mininterval": 0.5, "smoothing": 0.05}
+    return kind(total=total, desc=desc, unit=unit, file=file, disable=quiet, dynamic_ncols=True, **pace)

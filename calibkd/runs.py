@@ -6,7 +6,7 @@
 __all__ = ['SCHEDULES', 'PRECISIONS', 'IMAGENET', 'VERSION', 'Recipe', 'learning_rate', 'Weights', 'known_network', 'Run',
            'pretrained', 'canonical', 'identity', 'describe', 'short', 'cohorts']
 
-# %% ../nbs/20_runs.ipynb #14014384
+# %% ../nbs/20_runs.ipynb #78d7df22
 import dataclasses, functools, hashlib, json, math, os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,11 +15,11 @@ from .data import Dataset
 from .networks.core import network
 from .objectives import NLL, Objective, nearest, require
 
-# %% ../nbs/20_runs.ipynb #90dcee37
+# %% ../nbs/20_runs.ipynb #04d94a7e
 SCHEDULES = ("step", "cosine", "constant")
 PRECISIONS = ("auto", "bf16", "fp32", "fp64")
 
-# %% ../nbs/20_runs.ipynb #471e46de
+# %% ../nbs/20_runs.ipynb #5f5e6ebe
 @dataclass(frozen=True)
 class Recipe:
     "Everything about training that is not the objective"
@@ -45,7 +45,7 @@ class Recipe:
         require(self.optimiser in ("sgd", "adam"), f"Recipe: optimiser is 'sgd' or 'adam', got '{self.optimiser}'")
         require(0 <= self.warmup < 1, f"Recipe: warmup is a share of the steps in [0, 1), got {self.warmup}")
 
-# %% ../nbs/20_runs.ipynb #df50745b
+# %% ../nbs/20_runs.ipynb #5eb29313
 def learning_rate(
     recipe: Recipe,
     step: int,   # counted from 0
@@ -59,15 +59,15 @@ def learning_rate(
     cosine = (1 + math.cos(math.pi * (done - warm) / (1 - warm))) / 2
     return recipe.lr_end + (recipe.lr - recipe.lr_end) * cosine
 
-# %% ../nbs/20_runs.ipynb #aded37ba
+# %% ../nbs/20_runs.ipynb #3b18a72e
 Recipe.kdc_cifar = Recipe()                                     # KD(C) section 6: 160 epochs, .1, ×.1 at 80 and 120
 Recipe.kdc_large = Recipe(epochs=240, batch=64, lr=0.05, milestones=(150 / 240, 180 / 240, 210 / 240))  # ResNet-110
 Recipe.kdc_tiny = Recipe(epochs=100, schedule="cosine", lr_end=1e-5, warmup=1000 / 78200)  # Tiny-ImageNet, 1000 steps up
 Recipe.crd = Recipe(epochs=240, batch=64, lr=0.05, milestones=(150 / 240, 180 / 240, 210 / 240))  # Tian et al. 2020
 Recipe.uncal = Recipe(epochs=240, batch=64, schedule="cosine")  # uncalibrated teacher, section 4
-Recipe.quick = Recipe(epochs=60, schedule="cosine", warmup=0.3, nesterov=True)  # our own: one cycle for small data
+Recipe.quick = Recipe(epochs=40, batch=64, schedule="cosine", warmup=0.3, nesterov=True)  # our own: one cycle, small data
 
-# %% ../nbs/20_runs.ipynb #bb4ad04d
+# %% ../nbs/20_runs.ipynb #87475640
 @dataclass(frozen=True)
 class Weights:
     "A checkpoint file that somebody else made; read without executing code"
@@ -78,26 +78,26 @@ class Weights:
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        found = Path(self.path).expanduser().is_file()
-        if not found: raise FileNotFoundError(f"there is no checkpoint file '{self.path}'; give the path of a .pt, .pth, .th or .safetensors file")
+        if not Path(self.path).expanduser().is_file():
+            raise FileNotFoundError(f"there is no checkpoint file '{self.path}'; give a .pt, .pth, .th or .safetensors file")
 
     def sha256(self) -> str:
         "Checksum of the file"
         return hashlib.sha256(Path(self.path).expanduser().read_bytes()).hexdigest()
 
-# %% ../nbs/20_runs.ipynb #a7c41e3d
+# %% ../nbs/20_runs.ipynb #e2bf0189
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}  # as torchvision's published networks expect
 
-# %% ../nbs/20_runs.ipynb #6d49fa10
+# %% ../nbs/20_runs.ipynb #69b82a4e
 @functools.cache
 def known_network(name: str) -> bool:
     "True, or the error of `network` with its suggestion"
     return network(name, num_classes=2, seed=0) is not None
 
-# %% ../nbs/20_runs.ipynb #dc198a01
+# %% ../nbs/20_runs.ipynb #3e86729d
 VERSION = 1  # part of every identity; raise it when the meaning of a definition changes
 
-# %% ../nbs/20_runs.ipynb #81f34312
+# %% ../nbs/20_runs.ipynb #7e4be78a
 @dataclass(frozen=True)
 class Run:
     "What defines a trained network"
@@ -133,7 +133,7 @@ class Run:
 
     def __repr__(self) -> str: return describe(self)
 
-# %% ../nbs/20_runs.ipynb #16d1b201
+# %% ../nbs/20_runs.ipynb #97516f87
 def pretrained(
     dataset: Dataset,         # what it is tested on
     network: str,             # its architecture, e.g. "resnet56-A"
@@ -143,7 +143,7 @@ def pretrained(
     "A published checkpoint as a run"
     return Run(dataset, network, recipe=Recipe(epochs=0), init=Weights(str(path), **weights))
 
-# %% ../nbs/20_runs.ipynb #ba51ed66
+# %% ../nbs/20_runs.ipynb #7b55bac9
 def canonical(
     value: Any,  # a run, or any part of one
 ) -> Any:        # plain dicts, lists, numbers and strings
@@ -154,21 +154,21 @@ def canonical(
     if isinstance(value, (tuple, list)): return [canonical(v) for v in value]
     return value
 
-# %% ../nbs/20_runs.ipynb #ccdcacb5
+# %% ../nbs/20_runs.ipynb #53ca73a2
 def _fields(value: Any, skip: tuple[str, ...] = ()) -> dict:
     "Type and fields of a dataclass"
     known = {f.name: (f.type, getattr(value, f.name)) for f in dataclasses.fields(value) if f.name not in skip}
     number = lambda kind, v: float(v) if "float" in str(kind) and isinstance(v, (int, float)) else canonical(v)
     return {"type": type(value).__name__} | {k: number(kind, v) for k, (kind, v) in known.items() if v is not None}
 
-# %% ../nbs/20_runs.ipynb #ed033371
+# %% ../nbs/20_runs.ipynb #0f8549e5
 def _dataset(value: Dataset) -> dict:
     "A data set on disk is known by its content, not by where it lies"
     content = value.fingerprint()
     if content is None: return _fields(value)
     return _fields(value, skip=("name",)) | {"name": value.name.split(":")[0], "content": content}
 
-# %% ../nbs/20_runs.ipynb #0a1fc714
+# %% ../nbs/20_runs.ipynb #15bf9468
 def identity(
     run: Run,
 ) -> str:  # 16 hexadecimal digits
@@ -176,15 +176,16 @@ def identity(
     text = json.dumps({"version": VERSION, "run": canonical(run)}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../nbs/20_runs.ipynb #b342b0cf
+# %% ../nbs/20_runs.ipynb #3031fd59
 def describe(
     run: Run,
 ) -> str:  # e.g. "resnet8 ← resnet20[MDCA(beta=10.0)] · KD(T=2.0, alpha=0.9) · textures · 40 epochs · seed 0"
     "A run in one readable line: only what differs from the defaults"
     teacher = f" ← {run.teacher.network}[{short(run.teacher.objective)}]" if run.teacher else ""
-    return f"{run.network}{teacher} · {short(run.objective)} · {run.dataset.name.split('/')[-1]} · {run.epochs} epochs · seed {run.seed}"
+    data = run.dataset.name.split("/")[-1]
+    return f"{run.network}{teacher} · {short(run.objective)} · {data} · {run.epochs} epochs · seed {run.seed}"
 
-# %% ../nbs/20_runs.ipynb #c140ab66
+# %% ../nbs/20_runs.ipynb #7e2487dd
 def short(
     value: Any,  # an objective
 ) -> str:        # e.g. "MDCA(beta=10.0, task=Focal())"
@@ -194,7 +195,7 @@ def short(
     parts = [f"{f.name}={short(v) if dataclasses.is_dataclass(v := getattr(value, f.name)) else v}" for f in changed]
     return f"{type(value).__name__}({', '.join(parts)})" if parts else type(value).__name__
 
-# %% ../nbs/20_runs.ipynb #013194d7
+# %% ../nbs/20_runs.ipynb #81a786dc
 def cohorts(
     runs: list[Run],
 ) -> list[list[Run]]:  # runs in one list share data set, recipe, seed and teacher

@@ -143,7 +143,7 @@ def jpeg_test_images():
     return decode(files, [name for name, _ in test]), torch.tensor([y for _, y in test])
 
 
-@pytest.mark.parametrize("name, step, within", [("resnet20-A", 1, .0015), ("resnet56-A", 8, .03)])  # an eighth of the images is enough for the slow one
+@pytest.mark.parametrize("name, step, within", [("resnet20-A", 2, .01), ("resnet56-A", 8, .025)])  # part of the images, to be quick
 def test_published_networks_reach_their_accuracy(name, step, within, jpeg_test_images):
     net, (x, labels) = fold(published(name)).to(memory_format=torch.channels_last), (t[::step] for t in jpeg_test_images)
     mean, std = (torch.tensor(v)[:, None, None] for v in ((.485, .456, .406), (.229, .224, .225)))

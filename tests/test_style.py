@@ -103,3 +103,12 @@ def test_the_front_pages_say_the_same():
 def test_every_library_notebook_is_on_the_front_page():
     index = (ROOT / "nbs/index.ipynb").read_text()
     assert all(p.name in index for p in NOTEBOOKS if p.name[0].isdigit())
+
+
+def test_the_environments_agree():
+    import yaml
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.M))
+    assert pins["nbdev"] == "2.4.14" and {"torch", "torchvision", "papermill", "jupyterlab"} <= pins.keys()
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text())
+    pip = next(d["pip"] for d in conda["dependencies"] if isinstance(d, dict))
+    assert "-c constraints.txt" in pip and "-e .[dev]" in pip

@@ -29,7 +29,7 @@ class Network(nn.Module):
         x: Tensor,  # (B, C, H, W) float
     ) -> dict:  # stem, maps, preact, pooled
         "The features of `x`: a family overrides this."
-        raise NotImplementedError(f"{type(self).__name__} must define body(x): dict(stem, maps, preact, pooled).")
+        raise NotImplementedError(f"{type(self).__name__} needs body(x) -> dict(stem, maps, preact, pooled).")
 
     def forward(
         self,

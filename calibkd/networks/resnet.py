@@ -91,7 +91,7 @@ class ResNet(Network):
     ):
         super().__init__()
         if depth < 8 or depth % 6 != 2:
-            raise ValueError(f"resnet{depth} does not exist: a CIFAR ResNet has depth 6n+2 (8, 14, 20, 32, 56, 110); "
+            raise ValueError(f"resnet{depth} does not exist: a CIFAR ResNet has depth 6n+2 (8, 14, 20, 32, ...); "
                              "the ones for ImageNet are spelled ResNet18, ResNet34, ResNet50.")
         stem, *widths = WIDTHS[width]
         self.conv1, self.bn1 = nn.Conv2d(in_channels, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem)

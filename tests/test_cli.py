@@ -1,0 +1,155 @@
+"The command line: exhibits run as a user would run them"
+import json, os, pty, signal, subprocess, sys, time
+from pathlib import Path
+import pytest
+from click.testing import CliRunner
+import calibkd
+from calibkd.cli import STOPPED, main
+
+TITLE = "# ECE against temperature\n> Students of a hot teacher."
+PARAMETERS = "preset: str = None  # smoke (1 s), quick (2 s) or paper\nT: float = None  # temperature\nseeds: list = None\ntrouble: str = None"
+MAKE = """import time
+import pandas as pd
+from calibkd.exhibits import Exhibit
+from calibkd.progress import bar
+shared = dict(T=4., seeds=[0, 1], trouble="")
+ex = Exhibit("fig_X", globals(), smoke=shared | dict(T=1.), quick=shared, paper=shared)"""
+TRAIN = """with bar(4, "training students") as b:
+    for _ in range(4): time.sleep(60 if ex.p.trouble == "long" else .3); b.update(1)
+if ex.p.trouble == "value": raise ValueError("The teacher is on fire; put it out.")
+if ex.p.trouble == "surprise": [][0]"""
+SAVE = """ex.claim("ECE rises with T", ex.p.T > 1, f"T = {ex.p.T}", paper="6 → 12", ours="7")
+ex.save(None, pd.DataFrame({"T": [ex.p.T]}));"""
+
+def notebook(*sources):
+    "The JSON of a notebook with a title, a parameters cell and code cells"
+    cells = [{"cell_type": "code", "metadata": {}, "source": s, "outputs": [], "execution_count": None} for s in sources]
+    cells[0]["metadata"]["tags"] = ["parameters"]
+    kernel = {"display_name": "python3", "language": "python", "name": "python3"}
+    return json.dumps({"cells": [{"cell_type": "markdown", "metadata": {}, "source": TITLE}, *cells], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 4})
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    "A folder with one exhibit"
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "nbs" / "fig_X.ipynb").write_text(notebook(PARAMETERS, MAKE, TRAIN, SAVE))
+    (tmp_path / "nbs" / "00_library.ipynb").write_text(notebook("Exhibit()"))
+    paths = dict(CALIBKD_NBS="nbs", CALIBKD_RESULTS="results", CALIBKD_STORE="store")
+    for name, path in paths.items(): monkeypatch.setenv(name, str(tmp_path / path))
+    monkeypatch.setenv("PYTHONPATH", str(Path(calibkd.__file__).parents[1]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("IN_TEST", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+def says(*words):
+    result = CliRunner().invoke(main, words)
+    return result.exit_code, result.output
+
+def start(*words, **options):
+    return subprocess.Popen([sys.executable, "-c", "from calibkd.cli import main; main()", *words], stdin=subprocess.DEVNULL, **options)
+
+def test_list_says_what_when_and_how_long():
+    assert says("list") == (0, "fig_X: ECE against temperature\n    Students of a hot teacher.\n    smoke 1 s · quick 2 s · paper ? · not run\n")
+    assert "    -p T               temperature\n" in says("list", "fig_X")[1]
+    assert says("--version") == (0, f"calibkd, version {calibkd.__version__}\n")
+
+@pytest.mark.parametrize("words, sentence", [
+    (["run", "fig_Y"], "There is no exhibit called 'fig_Y'; did you mean 'fig_X'?"),
+    (["run", "nbs/00_library.ipynb"], "There is no exhibit called '00_library'"),
+    (["list", "fig_Y"], "There is no exhibit called 'fig_Y'"),
+    (["run"], "Give the names of exhibits (`calibkd list` shows them) or --all."),
+    (["run", "fig_X", "--all"], "Give the names of exhibits"),
+    (["run", "fig_X", "-p", "TT", "2"], "There is no parameter of fig_X called 'TT'; did you mean 'T'?"),
+    (["run", "--all", "-p", "sedes", "2"], "There is no parameter of fig_X called 'sedes'; did you mean 'seeds'?"),
+    (["run", "fig_X", "--preset", "papr"], "There is no preset called 'papr'; did you mean 'paper'?"),
+    (["run", "fig_X", "-p", "preset", "3"], "There is no preset called '3'"),
+    (["scoreboard", "none.md"], "There is no file none.md"),
+])
+def test_bad_input_gets_one_sentence(words, sentence, here):
+    code, said = says(*words)
+    assert code == 1 and said.startswith(f"Error: {sentence}") and said.count("\n") == 1
+    assert not (here / "results").exists()
+
+def test_results_that_cannot_be_written_are_noticed_before_the_kernel_starts(here, monkeypatch):
+    (here / "results").touch()
+    monkeypatch.setattr("calibkd.cli.execute", lambda *_: pytest.fail("it was started"))
+    code, said = says("run", "fig_X")
+    assert code == 1 and said.startswith("Error: The results cannot be written to ") and said.count("\n") == 1
+
+def test_no_notebooks_no_traceback(monkeypatch):
+    monkeypatch.delenv("CALIBKD_NBS")
+    monkeypatch.setattr("calibkd.exhibits.project_root", lambda: None)
+    assert says("list") == (1, "Error: The exhibits are notebooks of calibkd's repository, not part of the library; work in a copy of the "
+                               "repository, or set CALIBKD_NBS to its nbs folder.\n")
+
+def test_papermill_without_an_output_path(here):
+    "The short form runs where stdout is a file, shows progress on stderr, and saves a variant beside the default"
+    with open(here / "out.ipynb", "w") as out:
+        done = subprocess.run(["papermill", "nbs/fig_X.ipynb", "-p", "T", "2"], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and "training students: 100%" in done.stderr
+    assert "training students" not in (here / "out.ipynb").read_text().replace(json.dumps(TRAIN)[:40], "").replace('bar(4, \\"training students', "")
+    assert {p.name for p in (here / "results/fig_X/T=2").iterdir()} == {"fig_X.csv", "claims.json", "meta.json"}
+
+def test_papermill_with_an_unknown_parameter_fails_before_training(here):
+    done = subprocess.run(["papermill", "nbs/fig_X.ipynb", "out.ipynb", "-p", "Tt", "2"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 1 and "no parameter of fig_X called 'Tt'; did you mean 'T'" in done.stderr
+    assert "training students" not in done.stderr.replace('"training students"', "") and not (here / "results/fig_X").exists()
+
+def test_run_on_a_terminal_shows_training_and_the_verdict(here):
+    master, slave = pty.openpty()
+    process = start("run", "fig_X", "--preset", "smoke", "-p", "seeds", "[0,1]", stdout=subprocess.PIPE, stderr=slave, text=True)
+    os.close(slave)
+    seen, live = b"", False
+    while not seen.endswith(b"EOF"):
+        try: seen += os.read(master, 4096) or b"EOF"
+        except OSError: break
+        live = live or b"training students:  50%" in seen and process.poll() is None
+    said, code = process.communicate(timeout=30)[0], process.returncode
+    assert live and code == 0 and b"IPKernelApp" not in seen
+    assert said.splitlines()[1:] == ["  does not hold  ECE rises with T (paper: 6 → 12; ours: 7)",
+                                     "  results/fig_X/preset=smoke/fig_X.csv · results/fig_X/preset=smoke/fig_X.ipynb"]
+    assert (here / "results/fig_X/preset=smoke/fig_X.ipynb").exists()
+    assert "0 of 1 claims hold (smoke preset, " in says("list")[1]
+
+def test_ctrl_c_says_what_is_kept(here):
+    process = start("run", "fig_X", "-p", "trouble", "long", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    seen = b""
+    while b"training students:" not in seen and process.poll() is None: seen += os.read(process.stderr.fileno(), 4096)
+    process.send_signal(signal.SIGINT)
+    said = seen + process.communicate(timeout=30)[1]
+    assert process.returncode == 130 and said.decode().rstrip().endswith(STOPPED) and b"Traceback" not in said
+    assert not list(here.glob("results/**/*.ipynb"))
+
+def test_what_a_notebook_raises_is_passed_on(here):
+    assert says("run", "fig_X", "-p", "trouble", "value") == (1, "Error: The teacher is on fire; put it out.\n")
+    (here / "nbs" / "fig_Z.ipynb").write_text(notebook(PARAMETERS, "import calibkd.exhibits  # no Exhibit() here"))
+    code, said = says("run", "--all", "-p", "trouble", "surprise")
+    assert code == 1 and said == ("Error in fig_X: IndexError: list index out of range (the traceback is in results/fig_X.failed.ipynb)\n"
+                                  "fig_Z ran but saved no results; see results/fig_Z.ipynb\nFailed: fig_X\n")
+    assert "IndexError" in (here / "results/fig_X.failed.ipynb").read_text() and not (here / "results/fig_X.ipynb").exists()
+
+class Shelf:
+    "A store of two networks, one of them damaged"
+    root = Path("shelf")
+    line = dict(network="resnet8", dataset="textures", objective="KD", seed=0, epochs=2, seconds=1.5, top1=.625, ece=.0312, teacher="b" * 64)
+    def hashes(self): return ["a" * 64, "b" * 64]
+    def runs(self): return [self.line | dict(hash="a" * 64), self.line | dict(hash="b" * 64, objective="NLL", teacher=None)]
+    def verify(self, hash): return [] if hash[0] == "a" else ["ece is stored as .1 but its logits give .2"]
+
+def test_runs_and_verify(monkeypatch):
+    monkeypatch.setattr("calibkd.store.Store", Shelf)
+    code, said = says("runs")
+    assert code == 0 and "62.50%" in said and "3.12%" in said and "a" * 10 in said and "a" * 11 not in said and len(said.splitlines()) == 3
+    code, said = says("verify")
+    assert code == 1 and "bbbbbbbbbb: ece is stored as .1 but its logits give .2\n1 of 2 stored networks" in said
+    monkeypatch.setattr(Shelf, "hashes", lambda self: ["a" * 64])
+    assert says("verify")[0] == 0
+    monkeypatch.setattr(Shelf, "runs", lambda self: [])
+    assert says("runs") == (0, "There are no trained networks in shelf yet.\n")
+
+def test_scoreboard_command(here):
+    (here / "README.md").write_text("<!-- scoreboard --><!-- /scoreboard -->")
+    assert says("scoreboard", "README.md", "--check") == (1, "Error: README.md is out of date: run `calibkd scoreboard`.\n")
+    assert says("scoreboard", "README.md") == (0, "README.md is now up to date.\n") and "| fig_X | – |" in (here / "README.md").read_text()
+    assert says("scoreboard", "README.md", "--check") == (0, "README.md is already up to date.\n")
