@@ -264,3 +264,6 @@ def update_scoreboard(readme: str | None, check: bool) -> None:
     stale = ex.update_readme(path, names=[n.name for n in ex.exhibits()], check=check)
     if stale and check: raise ValueError(f"{nearby(path)} is out of date: run `calibkd scoreboard`.")
     click.echo(f"{nearby(path)} is {'now' if stale else 'already'} up to date.")
+
+# %% ../nbs/61_cli.ipynb #251c52fe
+if __name__ == "__main__" and "__file__" in globals(): main(prog_name="calibkd")

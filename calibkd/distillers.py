@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
-from .objectives import Around, Batch, NLL, Objective, Output, require
+from .objectives import Around, Batch, NLL, Output, Seen, nearest, require
 
 # %% ../nbs/12_distillers.ipynb #d933fa50
 @dataclass(frozen=True, kw_only=True)
@@ -24,19 +24,18 @@ class Distiller(Around):
     def __post_init__(self) -> None:
         convex, name = self.gamma is None, self.name
         require(0 <= self.alpha <= 1 if convex else self.alpha >= 0,
-                f"{name}: alpha must lie in [0, 1], got {self.alpha}; for a sum that is not convex set gamma, the weight of the task loss")
+                f"{name}: alpha must lie in [0, 1], got {self.alpha}; for another weight set gamma, that of the task loss")
         require(convex or self.gamma >= 0, f"{name}: gamma must not be negative, got {self.gamma}")
 
-    def distil(self, student: Output, batch: Batch, teacher: Output, state: nn.Module | None = None) -> Tensor:
+    def distil(self, seen: Seen) -> Tensor:
         "The distillation term alone"
         raise NotImplementedError(f"{self.name} defines no distillation term")
 
-    def loss(self, student: Output, batch: Batch, teacher: Output | None = None, state: nn.Module | None = None) -> Tensor:
+    def loss(self, seen: Seen) -> Tensor:
         "gamma · task + alpha · distil; a term of weight 0 is not computed"
         gamma = 1 - self.alpha if self.gamma is None else self.gamma
-        terms = [(gamma, lambda: self.task.loss(student, batch, teacher, state)),
-                 (self.alpha, lambda: self.distil(student, batch, teacher, state))]
-        return sum(weight * term() for weight, term in terms if weight) + 0 * student.logits.sum()
+        terms = [(gamma, self.task.loss), (self.alpha, self.distil)]
+        return sum(weight * term(seen) for weight, term in terms if weight) + 0 * seen.logits.sum()
 
 # %% ../nbs/12_distillers.ipynb #e84bf315
 def kd(
@@ -60,8 +59,9 @@ class KD(Distiller):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.T > 0, f"KD: T must be positive, got {self.T}")
-        require(self.reduction in ("batchmean", "classmean"), f"KD: reduction is 'batchmean' or 'classmean', got '{self.reduction}'")
+        known = ("batchmean", "classmean")
+        require(self.reduction in known, f"KD: there is no reduction '{self.reduction}'{nearest(self.reduction, known)}")
 
-    def distil(self, student: Output, batch: Batch, teacher: Output, state: nn.Module | None = None) -> Tensor:
+    def distil(self, seen: Seen) -> Tensor:
         "T² · KL(teacher ‖ student)"
-        return kd(student.logits, teacher.logits, self.T, self.reduction)
+        return kd(seen.logits, seen.teacher.logits, self.T, self.reduction)

@@ -240,7 +240,7 @@ def faithful(
 ) -> bool:       # False if two values may look the same in a file name
     "Does `plain` keep all of a value?"
     if isinstance(value, list): return all(faithful(v) and not isinstance(v, list) for v in value)
-    return plain(value) == value if isinstance(value, str) else not isinstance(value, dict)
+    return plain(value) == value != "" if isinstance(value, str) else not isinstance(value, dict)
 
 # %% ../nbs/60_exhibits.ipynb #48fe9de6
 def variant(

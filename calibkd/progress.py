@@ -55,8 +55,9 @@ def headless() -> bool:
 @functools.cache
 def terminal() -> TextIO | None:
     "The launching terminal's stderr when a kernel runs headless, else None (tqdm's own choice)"
-    fd = getattr(sys.stderr, "_original_stdstream_copy", None)
-    return os.fdopen(os.dup(fd), "w") if in_kernel() and headless() and isinstance(fd, int) else None
+    if not (in_kernel() and headless()): return None
+    fd = getattr(sys.stderr, "_original_stdstream_copy", None)  # where ipykernel took file descriptor 2 for itself
+    return os.fdopen(os.dup(2 if fd is None else fd), "w")
 
 # %% ../nbs/00a_progress.ipynb #ea9603b2
 def bar(

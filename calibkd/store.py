@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FILES', 'hardware', 'store_root', 'checksum', 'faults', 'Store', 'same', 'summary', 'write_entry', 'describe_member']
 
-# %% ../nbs/40_store.ipynb #e241023a
+# %% ../nbs/40_store.ipynb #96e383bb
 import contextlib, hashlib, json, os, platform, shutil, time, uuid, warnings
 from datetime import datetime, timezone
 from functools import cache
@@ -20,7 +20,7 @@ from .metrics import evaluate
 from .runs import Run, canonical, describe
 from .training import Member, build, device, logits_of
 
-# %% ../nbs/40_store.ipynb #32c2238d
+# %% ../nbs/40_store.ipynb #fa9dc555
 @cache
 def hardware() -> str:
     "The processor that computes, in words, e.g. 'AMD EPYC 9B14, 2 cores'"
@@ -30,20 +30,20 @@ def hardware() -> str:
         if names: return f"{names[0]}, {os.cpu_count()} cores"
     return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
-# %% ../nbs/40_store.ipynb #2b763caa
+# %% ../nbs/40_store.ipynb #09126b70
 def store_root() -> Path:
     "CALIBKD_STORE, or a folder in the user's cache"
     return Path(os.environ.get("CALIBKD_STORE") or user_cache_path("calibkd") / "store").expanduser()
 
-# %% ../nbs/40_store.ipynb #17700396
+# %% ../nbs/40_store.ipynb #f1467621
 def checksum(path: Path) -> str:
     "sha256 of a file"
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
-# %% ../nbs/40_store.ipynb #549522f1
+# %% ../nbs/40_store.ipynb #72da44b4
 FILES = ("run.json", "weights.safetensors", "logits.safetensors", "history.csv", "meta.json")
 
-# %% ../nbs/40_store.ipynb #8c70e621
+# %% ../nbs/40_store.ipynb #0ce4e93c
 def faults(
     entry: Path,   # a folder of the store
 ) -> list[str]:    # empty if every file is there and unchanged
@@ -53,7 +53,7 @@ def faults(
     missing = [f"{f} is missing" for f in FILES if not (entry / f).is_file() or f not in sums]
     return missing or [f"{f} was altered or cut short" for f in FILES if checksum(entry / f) != sums[f]]
 
-# %% ../nbs/40_store.ipynb #335cc959
+# %% ../nbs/40_store.ipynb #1e20016d
 class Store:
     "Trained networks on disk; several processes may share one"
     def __init__(
@@ -98,9 +98,9 @@ class Store:
     def set_aside(self, run: Run, wrong: list[str]) -> None:
         "Move a damaged entry out of the way and say so"
         warnings.warn(f"the stored run {run.id} ({describe(run)}) is damaged and will be trained again: {'; '.join(wrong)}")
-        aside = self.root / "damaged"
-        aside.mkdir(exist_ok=True)
-        with contextlib.suppress(FileNotFoundError): os.rename(self.entry(run), aside / f"{run.id}-{uuid.uuid4().hex[:8]}")
+        aside = self.root / "damaged" / f"{run.id}-{uuid.uuid4().hex[:8]}"
+        aside.parent.mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError): os.rename(self.entry(run), aside)
 
     def put(self, member: Member, data: "Loaded") -> None:
         "Keep a trained run: write it elsewhere, rename it into place"
@@ -145,21 +145,21 @@ class Store:
         kept, again = self.meta(hash)["metrics"], evaluate(*self.logits(hash))
         return [f"{k} is stored as {v} but its logits give {again[k]}" for k, v in kept.items() if not same(v, again[k])]
 
-# %% ../nbs/40_store.ipynb #8abc7672
+# %% ../nbs/40_store.ipynb #cb77a2fb
 def same(a: float, b: float) -> bool:
     "Equal up to the last digits; nan equals nan"
     return a == b or (a != a and b != b) or abs(a - b) <= 1e-9 * max(abs(a), abs(b), 1.0)
 
-# %% ../nbs/40_store.ipynb #08557e79
+# %% ../nbs/40_store.ipynb #b101ea7d
 def summary(entry: Path) -> dict:
     "One line about an entry, or nothing if it cannot be read"
     try: run, meta = json.loads((entry / "run.json").read_text()), json.loads((entry / "meta.json").read_text())
     except (OSError, ValueError): return {}
     return {"hash": entry.name, "run": meta["run"], "network": run["network"], "dataset": run["dataset"]["name"],
-            "objective": run["objective"]["type"], "seed": run["seed"], "epochs": meta["epochs"], "seconds": meta["seconds"],
-            "top1": meta["metrics"]["top1"], "ece": meta["metrics"]["ece"], "teacher": meta["teacher"] or ""}
+            "objective": run["objective"]["type"], "seed": run["seed"], "teacher": meta["teacher"] or "",
+            **{k: meta[k] for k in ("epochs", "seconds")}, **{k: meta["metrics"][k] for k in ("top1", "ece")}}
 
-# %% ../nbs/40_store.ipynb #2fd5ebc4
+# %% ../nbs/40_store.ipynb #fdcc672d
 def write_entry(
     folder: Path,      # an empty folder
     member: Member,    # trained
@@ -176,11 +176,12 @@ def write_entry(
     (folder / "meta.json").write_text(json.dumps(describe_member(member, test), indent=1))
     (folder / "manifest.json").write_text(json.dumps({f: checksum(folder / f) for f in FILES}, indent=1))
 
-# %% ../nbs/40_store.ipynb #c202ba62
+# %% ../nbs/40_store.ipynb #04f9423b
 def describe_member(member: Member, test: tuple[Tensor, Tensor]) -> dict:
     "The meta.json of a trained run"
     run = member.run
-    return {"run": describe(run), "epochs": run.epochs, "seconds": round(member.seconds, 3), "teacher": run.teacher and run.teacher.id,
-            "precision": str(member.dtype).removeprefix("torch."), "threads": int(os.environ.get("CALIBKD_THREADS", 1)),
-            "hardware": hardware(), "torch": torch.__version__, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "metrics": evaluate(test[0].cpu(), test[1].cpu())}
+    made = {"precision": str(member.dtype).removeprefix("torch."), "threads": int(os.environ.get("CALIBKD_THREADS", 1)),
+            "hardware": hardware(), "torch": torch.__version__,
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    took = {"epochs": run.epochs, "seconds": round(member.seconds, 3), "teacher": run.teacher and run.teacher.id}
+    return {"run": describe(run), **took, **made, "metrics": evaluate(test[0].cpu(), test[1].cpu())}

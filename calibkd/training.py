@@ -7,8 +7,8 @@ __all__ = ['device', 'fixed_threads', 'keep_memory', 'precision', 'build', 'Reno
            'generator', 'Batches', 'ask', 'Teacher', 'Member', 'load_initial', 'make_optimiser', 'feature_shapes',
            'logits_of', 'write_checkpoint', 'read_note', 'resume', 'fit', 'train_members', 'one_epoch']
 
-# %% ../nbs/30_training.ipynb #2ba3a2db
-import contextlib, ctypes, json, math, os, time
+# %% ../nbs/30_training.ipynb #d8bf90dc
+import contextlib, ctypes, functools, json, math, os, time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from .augment import views
 from .data import Loaded, Split
 from .networks.core import fold, network
-from .objectives import Batch, Output, Setting, require
+from .objectives import Batch, Output, Seen, Setting, require
 from .runs import Recipe, Run, Weights, learning_rate
 
 # %% ../nbs/30_training.ipynb #6fa83158
@@ -92,10 +92,11 @@ def read_weights(
 ) -> dict[str, Tensor]:  # raises ValueError in one sentence for anything but a state dict
     "The state dict in a foreign checkpoint"
     path = Path(weights.path).expanduser()
-    try: found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    read = load_file if path.suffix == ".safetensors" else functools.partial(torch.load, map_location="cpu", weights_only=True)
+    try: found = read(path)
     except Exception as error:
-        raise ValueError(f"'{path.name}' was not loaded: it is damaged, or holds more than tensors and would have to run code "
-                         f"({type(error).__name__}); save its state_dict again, best as .safetensors") from None
+        raise ValueError(f"'{path.name}' was not loaded: it is damaged, or holds more than tensors and would have to run code"
+                         f" ({type(error).__name__}); save its state_dict again, best as .safetensors") from None
     if weights.key and weights.key in found: found = found[weights.key]
     tensors = {k.removeprefix(weights.prefix): v for k, v in found.items() if isinstance(v, Tensor)}
     require(tensors, f"'{path.name}' holds no tensors under the key '{weights.key}'; its keys are {list(found)[:5]}")
@@ -112,7 +113,7 @@ def load_foreign(
     odd = [k for k in own if k in state and state[k].shape != own[k].shape]
     missing, extra = [k for k in own if k not in state and "num_batches" not in k], [k for k in state if k not in own]
     why = [f"{k} has shape {tuple(state[k].shape)} where {tuple(own[k].shape)} is needed" for k in odd[:1]]
-    why += [f"it lacks {missing[0]}" for _ in missing[:1]] + [f"it holds {extra[0]}, which the network has not" for _ in extra[:1]]
+    why += [f"it lacks {k}" for k in missing[:1]] + [f"it holds {k}, which the network has not" for k in extra[:1]]
     require(not why, f"the checkpoint '{Path(weights.path).name}' does not fit the network: {'; '.join(why)}")
     body.load_state_dict(state, strict=False)
 
@@ -174,7 +175,7 @@ def ask(
 
 # %% ../nbs/30_training.ipynb #18f918c1
 class Teacher:
-    "A trained network that only answers: eval mode, BatchNorm folded, no gradient, each batch asked once for a whole cohort"
+    "A trained network that only answers: eval mode, BatchNorm folded, no gradient, asked once a batch for a whole cohort"
     def __init__(
         self,
         net: nn.Module,
@@ -226,10 +227,10 @@ class Member:
     def step(self, batch: Batch, lr: float, draw: torch.Generator, teacher: Teacher | None) -> Tensor:
         "One step of the optimiser; returns the loss, still on its device"
         objective = self.run.objective
-        seen = objective.views(batch, draw)
-        answer = teacher(seen.x) if objective.wants_teacher else None
-        student = ask(self.net, seen.x, self.dtype, objective.wants_features)
-        loss = objective.loss(student, seen, answer, self.state)
+        view = objective.views(batch, draw)
+        answer = teacher(view.x) if objective.wants_teacher else None
+        student = ask(self.net, view.x, self.dtype, objective.wants_features)
+        loss = objective.loss(Seen(student, view, answer, self.state))
         for group in self.optimiser.param_groups: group["lr"] = lr
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -240,7 +241,8 @@ class Member:
         "Write the epoch down; a loss that is not finite ends the run"
         loss = float(torch.stack(losses).mean())
         require(math.isfinite(loss), f"the loss of [{self.run}] became {loss} in epoch {self.epoch}; lower the learning rate")
-        if self.run.objective.wants_heldout: self.run.objective.epoch_end(self.state, *logits_of(self.net, data, data.val))
+        objective = self.run.objective
+        if objective.wants_heldout: objective.epoch_end(self.state, *logits_of(self.net, data, data.val))
         self.history.append({"epoch": self.epoch, "loss": loss})
         self.epoch, self.seconds = self.epoch + 1, self.seconds + seconds
 
@@ -362,7 +364,8 @@ def train_members(
     lacking = [m for m in members if m.epoch < m.run.epochs]
     if not lacking: return
     run = lacking[0].run
-    batches = Batches(data, run.recipe, run.seed, members[0].where, torch.float64 if members[0].dtype == torch.float64 else torch.float32)
+    kind = torch.float64 if members[0].dtype == torch.float64 else torch.float32
+    batches = Batches(data, run.recipe, run.seed, members[0].where, kind)
     for epoch in range(min(m.epoch for m in lacking), max(m.run.epochs for m in lacking)):
         active = [m for m in members if m.epoch == epoch < m.run.epochs]
         one_epoch(active, batches, epoch, data, teacher)
@@ -379,6 +382,6 @@ def one_epoch(active: list[Member], batches: Batches, epoch: int, data: Loaded, 
     for i, batch in enumerate(batches.epoch(epoch, recipe.epochs)):
         step = epoch * len(batches) + i
         lr = learning_rate(recipe, step, total)
-        for m, kept in zip(active, losses): kept.append(m.step(batch, lr, generator(batches.seed, epoch, i, 7), teacher))
+        for m, kept in zip(active, losses): kept.append(m.step(batch, lr, generator(batches.seed, epoch, i), teacher))
     seconds = (time.perf_counter() - started) / max(len(active), 1)
     for m, kept in zip(active, losses): m.end_epoch(kept, data, seconds)

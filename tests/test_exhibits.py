@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from calibkd import exhibits
 from calibkd.exhibits import Claim, Exhibit, beside, scoreboard, tidy, update_readme, variant, write
 
@@ -80,6 +80,7 @@ def test_only_the_cells_that_set_parameters_are_searched_for_typos():
 
 values = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=30), st.lists(st.text(max_size=9), max_size=4))
 
+@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 @given(st.dictionaries(st.sampled_from(["T", "data"]), values, max_size=2), st.dictionaries(st.sampled_from(["T", "data"]), values, max_size=2))
 def test_two_variants_never_share_a_folder(a, b):
     names = [variant("quick", v) for v in (a, b)]

@@ -275,6 +275,30 @@ def test_aurc_limits():
     assert np.mean(shuffled) == pytest.approx(errors / n, abs=.01)  # a random ranking has the error rate on average
 
 
+@pytest.mark.parametrize("above, expected", [(95, 0), (94, .5)])
+def test_fpr95_at_exactly_95_percent(above, expected):
+    "95 of 100 right answers above the first error: accept them, and no error."
+    conf = np.linspace(.99, .51, 104)
+    right = [1] * above + [0, 0] + [1] * (100 - above) + [0, 0]
+    assert m.fpr95(**two(conf, right)) == expected
+
+
+def test_equals_stay_in_order():
+    "AURC of equals follows the input, as a stable sort does."
+    rng = np.random.default_rng(0)
+    conf = rng.integers(51, 100, 500) / 100
+    right = rng.random(500) < conf
+    ranked = sorted(zip(conf, right), key=lambda pair: -pair[0])
+    risks = [sum(not r for _, r in ranked[:i]) / i for i in range(1, 501)]
+    assert m.aurc(**two(conf, right)) == pytest.approx(np.mean(risks), abs=1e-12)
+    assert m.aurc(**two([.9] * 4, [1, 1, 0, 0])) < m.aurc(**two([.9] * 4, [0, 0, 1, 1]))
+
+
+def test_probabilities_rounded_above_one():
+    p = np.array([[1.00005, 0], [.5, .5]], np.float32)
+    assert m.confidence(probs=p)[0].tolist() == [1, .5] and m.bins(m.confidence(probs=p)[0], [1, 1]).count[-1] == 1
+
+
 def test_all_right_and_all_wrong():
     sure = 60 * np.eye(5)
     right, wrong = m.evaluate(sure, np.arange(5)), m.evaluate(sure, (np.arange(5) + 1) % 5)
@@ -474,6 +498,20 @@ def test_bootstrap_of_a_mean_covers_as_often_as_it_says():
     truth = m.brier(*sample(300_000, 4, 1., seed=999)[:2])
     intervals = [m.bootstrap(m.brier, *sample(150, 4, 1., seed)[:2], n=150, level=.8, seed=seed) for seed in range(200)]
     assert .7 < np.mean([lo <= truth <= hi for lo, hi in intervals]) < .9  # .8 with a standard error of .028
+
+
+@pytest.mark.parametrize("level, z", [(.5, .6745), (.8, 1.2816), (.95, 1.96)])
+def test_bootstrap_level(level, z):
+    logits, labels, _ = sample(5000)
+    acc = m.top1(logits, labels)
+    se = math.sqrt(acc * (1 - acc) / 5000)
+    assert m.bootstrap(m.top1, logits, labels, n=2000, level=level) == pytest.approx((acc - z * se, acc + z * se), abs=.15 * se)
+
+
+def test_bootstrap_leaves_out_resamples_without_a_value():
+    given = two([.9, .8, .7, .6], [1, 1, 1, 0])  # about a third of the resamples have no error
+    lo, hi = m.bootstrap(m.auroc, m.scores(**given), n=200)
+    assert lo == hi == 1 and all(map(math.isnan, m.bootstrap(m.auroc, m.scores(**two([.9, .8], [1, 1])), n=5)))
 
 
 def test_bootstrap_of_any_function():
