@@ -7,7 +7,7 @@ __all__ = ['STOPPED', 'SENTENCES', 'OneSentence', 'main', 'times', 'outcome', 'l
            'run_exhibits', 'run_one', 'place_of', 'environment', 'execute', 'failure', 'nearby', 'report', 'line_of',
            'stored_runs', 'verify_runs', 'update_scoreboard']
 
-# %% ../nbs/61_cli.ipynb #6784927c
+# %% ../nbs/61_cli.ipynb #70e68fa9
 import json, logging, os, re, sys, tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,11 +19,11 @@ from . import exhibits as ex
 from .exhibits import Notebook
 from .progress import bar
 
-# %% ../nbs/61_cli.ipynb #d5d40534
+# %% ../nbs/61_cli.ipynb #fab76e0a
 STOPPED = ("Stopped. What was trained to the end is kept, and what was being trained goes on "
            "after its last whole epoch: repeat the same command to resume.")
 
-# %% ../nbs/61_cli.ipynb #dd826b37
+# %% ../nbs/61_cli.ipynb #924aa33c
 class OneSentence(click.Group):
     "A group of commands that end with one sentence where something is wrong"
     def invoke(self, ctx: click.Context) -> object:
@@ -35,13 +35,13 @@ class OneSentence(click.Group):
             click.echo(f"\n{STOPPED}", err=True)
             ctx.exit(130)
 
-# %% ../nbs/61_cli.ipynb #6b0b4e43
+# %% ../nbs/61_cli.ipynb #c949a1bb
 @click.group(cls=OneSentence, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(calibkd.__version__, prog_name="calibkd")
 def main() -> None:
     "Calibration and knowledge distillation: one notebook per figure and table, and what came out."
 
-# %% ../nbs/61_cli.ipynb #a68acb84
+# %% ../nbs/61_cli.ipynb #3c7877ea
 def times(
     notebook: Notebook,     # an exhibit
     results: list[dict],    # what was saved of it
@@ -51,7 +51,7 @@ def times(
     took = {r["preset"]: ex.duration(long(r)) for r in results if not r["changed"]} | notebook.times
     return " · ".join(f"{p} {took.get(p, '?')}" for p in ex.PRESETS)
 
-# %% ../nbs/61_cli.ipynb #9585cf1d
+# %% ../nbs/61_cli.ipynb #46ae3d59
 def outcome(
     result: dict,  # as `exhibits.saved` gives it
 ) -> str:          # e.g. "2 of 3 claims hold (quick preset, 2026-11-21)"
@@ -61,7 +61,7 @@ def outcome(
     when = ", ".join([*setting, result["date"][:10]])
     return f"{verdicts.count('holds')} of {len(verdicts)} claims hold ({when})"
 
-# %% ../nbs/61_cli.ipynb #f054ca78
+# %% ../nbs/61_cli.ipynb #913db692
 @main.command("list")
 @click.argument("names", nargs=-1)
 def list_exhibits(names: tuple[str, ...]) -> None:
@@ -72,10 +72,9 @@ def list_exhibits(names: tuple[str, ...]) -> None:
         click.echo(f"{notebook.name}: {notebook.title}")
         if notebook.description: click.echo(f"    {notebook.description}")
         click.echo(f"    {times(notebook, results)} · {outcome(results[-1]) if results else 'not run'}")
-        for p in notebook.parameters.values() if names else ():
-            click.echo(f"    -p {p['name']:15} {p['help']}")
+        for name, comment in notebook.parameters.items() if names else (): click.echo(f"    -p {name:15} {comment}")
 
-# %% ../nbs/61_cli.ipynb #079197dc
+# %% ../nbs/61_cli.ipynb #c111c9ce
 def chosen(
     names: Sequence[str],  # as typed: "fig_S7", "fig_S7.ipynb" or "nbs/fig_S7.ipynb"
     everything: bool,      # all exhibits instead
@@ -85,7 +84,7 @@ def chosen(
     if everything == bool(names): raise ValueError("Give the names of exhibits (`calibkd list` shows them) or --all.")
     return [known[ex.named("exhibit", Path(n).name.removesuffix(".ipynb"), known)] for n in names or known]
 
-# %% ../nbs/61_cli.ipynb #6b59b62d
+# %% ../nbs/61_cli.ipynb #deea5082
 def parsed(
     word: str,  # as typed
 ) -> object:    # as papermill's own `-p` reads it: True, False, None, an integer, a float, else the text
@@ -95,7 +94,7 @@ def parsed(
         except (KeyError, ValueError): continue
     return word
 
-# %% ../nbs/61_cli.ipynb #ccfaba79
+# %% ../nbs/61_cli.ipynb #aa046fd7
 def check(
     notebook: Notebook,             # an exhibit
     parameters: dict[str, object],  # what will be handed over
@@ -104,7 +103,7 @@ def check(
     for name in parameters: ex.named(f"parameter of {notebook.name}", name, notebook.parameters)
     if parameters.get("preset") is not None: ex.named("preset", parameters["preset"], ex.PRESETS)
 
-# %% ../nbs/61_cli.ipynb #bf375b87
+# %% ../nbs/61_cli.ipynb #d4275b19
 @main.command("run")
 @click.argument("names", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Run every exhibit.")
@@ -125,7 +124,7 @@ def run_exhibits(
     if failed and len(notebooks) > 1: click.echo(f"Failed: {', '.join(failed)}", err=True)
     if failed: sys.exit(1)
 
-# %% ../nbs/61_cli.ipynb #5d96c5ce
+# %% ../nbs/61_cli.ipynb #de5094fa
 def run_one(
     notebook: Notebook,             # an exhibit
     parameters: dict[str, object],  # its parameters
@@ -143,7 +142,7 @@ def run_one(
     report(notebook, Path(left["folder"]) if left["saved"] else None, place)
     return True
 
-# %% ../nbs/61_cli.ipynb #cb1aca69
+# %% ../nbs/61_cli.ipynb #a0e8c3aa
 def place_of(
     name: str,            # of the exhibit
     folder: str | None,   # where its results are
@@ -152,7 +151,7 @@ def place_of(
     default = folder in (None, str(ex.results_root() / name))
     return (ex.results_root() if default else Path(folder)) / f"{name}.ipynb"
 
-# %% ../nbs/61_cli.ipynb #76ba5f1e
+# %% ../nbs/61_cli.ipynb #c5d3b62b
 @contextmanager
 def environment(**variables: str) -> Iterator[None]:
     "Environment variables for the kernel, taken back afterwards"
@@ -163,7 +162,7 @@ def environment(**variables: str) -> Iterator[None]:
         for name in variables: del os.environ[name]
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
-# %% ../nbs/61_cli.ipynb #3f46c208
+# %% ../nbs/61_cli.ipynb #d07137cf
 def execute(
     source: Path,                   # the notebook; it is not changed
     output: Path,                   # the executed copy
@@ -179,10 +178,10 @@ def execute(
         papermill.execute_notebook(
             str(source), str(output), parameters, progress_bar=cells, cwd=os.getcwd(), extra_arguments=quiet)
 
-# %% ../nbs/61_cli.ipynb #34ebc7a4
+# %% ../nbs/61_cli.ipynb #0ed7a80e
 SENTENCES = ("ValueError", "OSError", "FileNotFoundError", "PermissionError")
 
-# %% ../nbs/61_cli.ipynb #09c8e482
+# %% ../nbs/61_cli.ipynb #870e8400
 def failure(
     notebook: Notebook,                # an exhibit
     error: "PapermillExecutionError",  # what came out of the kernel
@@ -198,14 +197,14 @@ def failure(
     click.echo(f"Error: {message}" if alone else f"Error in {notebook.name}: {message}", err=True)
     return False
 
-# %% ../nbs/61_cli.ipynb #0d93c25d
+# %% ../nbs/61_cli.ipynb #29be11d3
 def nearby(
     path: Path,  # any path
 ) -> str:        # relative where it is below the current folder
     "A path as one would type it"
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
-# %% ../nbs/61_cli.ipynb #dcf53215
+# %% ../nbs/61_cli.ipynb #146e3fc8
 def report(
     notebook: Notebook,     # that was run
     folder: Path | None,    # where its results are; None if it saved none
@@ -219,7 +218,7 @@ def report(
     files = [folder / f"{notebook.name}.{suffix}" for suffix in ("png", "csv")]
     click.echo(f"  {nearby(next(filter(Path.exists, files), folder))} · {nearby(place)}")
 
-# %% ../nbs/61_cli.ipynb #8f5c78f8
+# %% ../nbs/61_cli.ipynb #f271a50a
 def line_of(
     claim: dict,   # as it is in claims.json
 ) -> str:          # e.g. "holds          ECE rises with T (paper: 6 → 12; ours: 7 → 11)"
@@ -228,7 +227,7 @@ def line_of(
     details = numbers or claim["evidence"]
     return f"{claim['verdict']:14} {claim['text']}" + (f" ({details})" if details else "")
 
-# %% ../nbs/61_cli.ipynb #fa70a9e8
+# %% ../nbs/61_cli.ipynb #cf541694
 @main.command("runs")
 def stored_runs() -> None:
     "What the store holds: one line for each trained network."
@@ -240,7 +239,7 @@ def stored_runs() -> None:
     for name in {"top1", "ece"} & {*table}: table[name] = table[name].map("{:.2%}".format)
     click.echo(table.to_string(index=False, na_rep=""))
 
-# %% ../nbs/61_cli.ipynb #fb602876
+# %% ../nbs/61_cli.ipynb #ca16b2b0
 @main.command("verify")
 def verify_runs() -> None:
     "Compute the metrics of every stored network again from its logits and compare."
@@ -254,7 +253,7 @@ def verify_runs() -> None:
     click.echo(f"{len(hashes) - bad} of {len(hashes)} stored networks give the stored metrics again.")
     if bad: sys.exit(1)
 
-# %% ../nbs/61_cli.ipynb #9ca0dd5a
+# %% ../nbs/61_cli.ipynb #0f6ec3b6
 @main.command("scoreboard")
 @click.argument("readme", required=False)
 @click.option("--check", is_flag=True, help="Change nothing; exit with 1 if the table is out of date.")
@@ -265,5 +264,5 @@ def update_scoreboard(readme: str | None, check: bool) -> None:
     if stale and check: raise ValueError(f"{nearby(path)} is out of date: run `calibkd scoreboard`.")
     click.echo(f"{nearby(path)} is {'now' if stale else 'already'} up to date.")
 
-# %% ../nbs/61_cli.ipynb #251c52fe
+# %% ../nbs/61_cli.ipynb #8f83c6a3
 if __name__ == "__main__" and "__file__" in globals(): main(prog_name="calibkd")

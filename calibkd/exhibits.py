@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['PRESETS', 'KINDS', 'INJECTED', 'NOT_OURS', 'ABSOLUTE', 'HEAD', 'START', 'END', 'named', 'is_project', 'project_root',
            'results_root', 'writable', 'write', 'whole', 'number', 'truth', 'text', 'mapping', 'kind_of', 'listed',
-           'fit', 'expected', 'checked', 'assigned', 'parameter_cells', 'strays', 'is_literal', 'refuse_untagged',
-           'plain', 'faithful', 'variant', 'last_part', 'tidy', 'Claim', 'processor', 'machine', 'in_words', 'versions',
-           'commit', 'pictures', 'comma_separated', 'marked', 'Exhibit', 'resolve', 'declared_by', 'hints', 'now',
-           'as_json', 'spread', 'printed', 'beside', 'cell_of', 'by_row', 'Notebook', 'notebook_folder', 'exhibits',
-           'in_order', 'saved', 'everything_saved', 'duration', 'rows_of', 'scoreboard', 'update_readme']
+           'fit', 'expected', 'checked', 'targets', 'assigned', 'parameter_cells', 'strays', 'is_literal',
+           'refuse_untagged', 'plain', 'faithful', 'variant', 'last_part', 'tidy', 'Claim', 'processor', 'machine',
+           'in_words', 'versions', 'commit', 'pictures', 'comma_separated', 'marked', 'Exhibit', 'resolve',
+           'declared_by', 'hints', 'now', 'as_json', 'spread', 'printed', 'beside', 'cell_of', 'by_row', 'Notebook',
+           'notebook_folder', 'exhibits', 'in_order', 'saved', 'everything_saved', 'duration', 'rows_of', 'scoreboard',
+           'update_readme']
 
 # %% ../nbs/60_exhibits.ipynb #37d3dcae
-import ast, hashlib, io, json, math, os, platform, re, subprocess, sys, tempfile, time
+import ast, hashlib, io, json, math, os, platform, re, subprocess, tempfile, time, tokenize
 from collections.abc import Callable, Iterable, Mapping
 from configparser import ConfigParser
 from contextlib import suppress
@@ -173,18 +174,23 @@ def checked(
 INJECTED = "# Parameters\n"                                   # how papermill's own cell begins
 NOT_OURS = ("PAPERMILL_INPUT_PATH", "PAPERMILL_OUTPUT_PATH")  # papermill's `--inject-paths`
 
-# %% ../nbs/60_exhibits.ipynb #e84866c9
+# %% ../nbs/60_exhibits.ipynb #3ff8f720
+def targets(
+    node: ast.stmt,  # a statement
+) -> list[str]:
+    "The names that a statement sets"
+    found = getattr(node, "targets", [getattr(node, "target", None)])
+    return [t.id for t in found if isinstance(t, ast.Name)]
+
+# %% ../nbs/60_exhibits.ipynb #e464deb4
 def assigned(
     source: str,   # a cell
 ) -> list[str]:    # empty if it is not Python
     "The names that a cell sets"
-    with suppress(SyntaxError):
-        nodes = ast.parse(source).body
-        targets = [t for n in nodes for t in getattr(n, "targets", [getattr(n, "target", None)])]
-        return [t.id for t in targets if isinstance(t, ast.Name)]
+    with suppress(SyntaxError): return [name for node in ast.parse(source).body for name in targets(node)]
     return []
 
-# %% ../nbs/60_exhibits.ipynb #7b25d43d
+# %% ../nbs/60_exhibits.ipynb #28cbcaaa
 def parameter_cells(
     history: list[str],    # the cells that were run, the current one last
     known: Iterable[str],  # the declared parameters
@@ -193,7 +199,7 @@ def parameter_cells(
     last = max((i for i, source in enumerate(history[:-1]) if "Exhibit(" in source), default=-1)
     return [s for s in history[last + 1:-1] if s.startswith(INJECTED) or {*known} & {*assigned(s)}]
 
-# %% ../nbs/60_exhibits.ipynb #e4ed57aa
+# %% ../nbs/60_exhibits.ipynb #7d521b2d
 def strays(
     namespace: Mapping[str, Any],  # a notebook's globals; without `In`, plain values count as parameters
     known: Iterable[str],          # the declared parameters
@@ -203,7 +209,7 @@ def strays(
     if "In" in namespace: names = [n for c in parameter_cells(namespace["In"], known) for n in assigned(c)]
     return [n for n in names if n not in {*known, *NOT_OURS} and n[0] != "_"]
 
-# %% ../nbs/60_exhibits.ipynb #8181678e
+# %% ../nbs/60_exhibits.ipynb #a85197b6
 def is_literal(
     value: Any,  # any global
 ) -> bool:       # True for what a parameters cell or papermill can hold
@@ -212,7 +218,7 @@ def is_literal(
     if type(value) is list: return all(map(is_literal, value))
     return value is None or type(value) in (bool, int, float, str)
 
-# %% ../nbs/60_exhibits.ipynb #cf8d98e5
+# %% ../nbs/60_exhibits.ipynb #c8186dba
 def refuse_untagged(
     name: str,             # of the exhibit
     history: list[str],    # the cells that were run, the current one last
@@ -224,7 +230,7 @@ def refuse_untagged(
         raise ValueError(f"The parameters cell of {name} has lost its tag 'parameters', "
                          "so its defaults have overwritten the values that were given.")
 
-# %% ../nbs/60_exhibits.ipynb #b3e0fa3a
+# %% ../nbs/60_exhibits.ipynb #aaab4c43
 def plain(
     value: Any,  # a parameter's value
 ) -> str:        # for a file name
@@ -234,7 +240,7 @@ def plain(
     name = PurePath(value.replace("\\", "/")).name if isinstance(value, str) else str(value)
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
 
-# %% ../nbs/60_exhibits.ipynb #8cc6588a
+# %% ../nbs/60_exhibits.ipynb #66aa5065
 def faithful(
     value: Any,  # a parameter's value
 ) -> bool:       # False if two values may look the same in a file name
@@ -242,7 +248,7 @@ def faithful(
     if isinstance(value, list): return all(faithful(v) and not isinstance(v, list) for v in value)
     return plain(value) == value != "" if isinstance(value, str) else not isinstance(value, dict)
 
-# %% ../nbs/60_exhibits.ipynb #48fe9de6
+# %% ../nbs/60_exhibits.ipynb #2f23ed75
 def variant(
     preset: str,             # "smoke", "quick" or "paper"
     changed: dict[str, Any], # parameters that differ from the preset's
@@ -254,16 +260,16 @@ def variant(
     whole_truth = json.dumps(tidy(parts, str), sort_keys=True).encode()
     return f"{label[:70]}-{hashlib.sha1(whole_truth).hexdigest()[:8]}"
 
-# %% ../nbs/60_exhibits.ipynb #e1c08210
+# %% ../nbs/60_exhibits.ipynb #22b3ff03
 ABSOLUTE = re.compile(r"(\w\w+:)?(~?/\w|[A-Za-z]:[/\\]|\\\\)")  # of any system, also as in folder:/a/b
 
-# %% ../nbs/60_exhibits.ipynb #f4ca1bb4
+# %% ../nbs/60_exhibits.ipynb #7c72db91
 def last_part(path: str | os.PathLike) -> str:
     "What is kept of a path where others read it"
     kind = re.match(r"(\w\w+:)?", os.fspath(path))[0]
     return kind + PurePath(os.fspath(path).removeprefix(kind).replace("\\", "/")).name
 
-# %% ../nbs/60_exhibits.ipynb #4066868c
+# %% ../nbs/60_exhibits.ipynb #af56c90f
 def tidy(
     value: Any,                  # numbers, texts, paths, lists and dicts, NumPy's too
     path: Callable = last_part,  # what is kept of an absolute path
@@ -277,7 +283,7 @@ def tidy(
     if isinstance(value, str) and ABSOLUTE.match(value): return path(value)
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 
-# %% ../nbs/60_exhibits.ipynb #62ec8bcd
+# %% ../nbs/60_exhibits.ipynb #735b378a
 @dataclass(frozen=True)
 class Claim:
     "One statement of a paper, checked"
@@ -292,14 +298,14 @@ class Claim:
         "The verdict in words"
         return {None: "not run", True: "holds", False: "does not hold"}[self.holds]
 
-# %% ../nbs/60_exhibits.ipynb #41ab11f1
+# %% ../nbs/60_exhibits.ipynb #2384308e
 def processor() -> str:
     "The name of the CPU without the trademarks, e.g. 'AMD EPYC 9B14'"
     info, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
     with suppress(OSError, TypeError): name = re.search(r"model name\s*:(.*)", info.read_text())[1]
     return " ".join(re.sub(r"\((R|TM)\)|\bCPU\b|@.*|\d+-Core|\bProcessor\b", " ", name).split())
 
-# %% ../nbs/60_exhibits.ipynb #6453f900
+# %% ../nbs/60_exhibits.ipynb #f1b76578
 def machine() -> dict[str, Any]:
     "Processor, cores this process may use, threads PyTorch uses, GPU if any"
     import torch
@@ -307,21 +313,21 @@ def machine() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu": processor(), "cores": cores, "threads": torch.get_num_threads(), "gpu": gpu}
 
-# %% ../nbs/60_exhibits.ipynb #1bbfbe20
+# %% ../nbs/60_exhibits.ipynb #04c7ea34
 def in_words(
     hardware: dict[str, Any],  # as `machine` gives it
 ) -> str:                      # e.g. "AMD EPYC 9B14, 2 cores"
     "The hardware in a few words"
     return hardware["gpu"] or f"{hardware['cpu']}, {hardware['cores']} core{'s' * (hardware['cores'] != 1)}"
 
-# %% ../nbs/60_exhibits.ipynb #3dabc2b7
+# %% ../nbs/60_exhibits.ipynb #364e6cc2
 def versions() -> dict[str, str]:
     "The versions that numbers may depend on"
     import numpy, torch
     libraries = {m.__name__: m.__version__ for m in (torch, numpy, calibkd)}
     return {"python": platform.python_version()} | libraries
 
-# %% ../nbs/60_exhibits.ipynb #37056d7c
+# %% ../nbs/60_exhibits.ipynb #ec88306e
 def commit() -> str | None:
     "The commit of the repository that runs, if it is one"
     root = project_root()
@@ -330,7 +336,7 @@ def commit() -> str | None:
         asked = ["git", "-C", str(root), "rev-parse", "HEAD"]
         return subprocess.check_output(asked, stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
 
-# %% ../nbs/60_exhibits.ipynb #0ebe898a
+# %% ../nbs/60_exhibits.ipynb #7d9b325f
 def pictures(
     fig: "Figure | tuple | None",  # a matplotlib figure, or what the plot functions return: (figure, axes)
 ) -> dict[str, bytes]:             # suffix -> content
@@ -343,7 +349,7 @@ def pictures(
         figure.savefig(files["pdf"], format="pdf", bbox_inches="tight", metadata={"CreationDate": None})
     return {suffix: file.getvalue() for suffix, file in files.items()}
 
-# %% ../nbs/60_exhibits.ipynb #cd77f9ff
+# %% ../nbs/60_exhibits.ipynb #d81975a1
 def comma_separated(
     table: "pd.DataFrame | Styler | None",  # levels of columns are joined by a space
 ) -> dict[str, str]:                        # suffix -> content
@@ -354,7 +360,7 @@ def comma_separated(
     if table.columns.nlevels > 1: table.columns = [" ".join(map(str, c)) for c in table.columns]
     return {"csv": table.to_csv(index=not isinstance(table.index, pd.RangeIndex), lineterminator="\n")}
 
-# %% ../nbs/60_exhibits.ipynb #c1f2c5b7
+# %% ../nbs/60_exhibits.ipynb #6f1d8f38
 def marked(
     fig: "Figure | tuple",  # a figure, or (figure, axes)
 ) -> None:
@@ -362,7 +368,7 @@ def marked(
     from calibkd.plots import watermark
     watermark(fig[0] if isinstance(fig, tuple) else fig, "smoke run")
 
-# %% ../nbs/60_exhibits.ipynb #4d9edf81
+# %% ../nbs/60_exhibits.ipynb #a9bcfdc3
 class Exhibit:
     "One figure or table of a paper: parameters, claims, and a folder for what comes out"
     def __init__(
@@ -475,7 +481,7 @@ class Exhibit:
         receipt, left = os.environ.get("CALIBKD_RECEIPT"), {"folder": str(self.folder), "saved": saved}
         if receipt: write(Path(receipt), json.dumps(left))
 
-# %% ../nbs/60_exhibits.ipynb #817e8201
+# %% ../nbs/60_exhibits.ipynb #679318d7
 def resolve(
     name: str,                           # of the exhibit
     namespace: Mapping[str, Any],        # the notebook's globals
@@ -493,7 +499,7 @@ def resolve(
     given = {k: checked(k, namespace[k], examples[k]) for k in declared if namespace[k] is not None}
     return preset, own | given, own
 
-# %% ../nbs/60_exhibits.ipynb #50cbf64f
+# %% ../nbs/60_exhibits.ipynb #bb49798c
 def declared_by(name: str, presets: dict[str, dict[str, Any]], namespace: Mapping[str, Any]) -> list[str]:
     "The parameters that an exhibit declares; all presets and the parameters cell must have the same ones"
     declared = list(presets["quick"])
@@ -503,23 +509,23 @@ def declared_by(name: str, presets: dict[str, dict[str, Any]], namespace: Mappin
         if k not in namespace: raise ValueError(f"The parameters cell of {name} lacks {k}: add `{k} = None`.")
     return declared
 
-# %% ../nbs/60_exhibits.ipynb #c2314bdc
+# %% ../nbs/60_exhibits.ipynb #4667facd
 def hints(namespace: Mapping[str, Any], name: str) -> list[Any]:
     "What the annotation in `T: float = None` says about a parameter, as an example of its type"
     kind = (namespace.get("__annotations__") or {}).get(name)
     return [kind()] if kind in (list, *KINDS) else []
 
-# %% ../nbs/60_exhibits.ipynb #bf1177ab
+# %% ../nbs/60_exhibits.ipynb #bc18afc2
 def now() -> str:
     "Date and time, UTC, to the second"
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
-# %% ../nbs/60_exhibits.ipynb #c51ef0d2
+# %% ../nbs/60_exhibits.ipynb #9502f9f5
 def as_json(value: Any) -> str:
     "Readable JSON that ends in a newline"
     return json.dumps(tidy(value), indent=1, ensure_ascii=False) + "\n"
 
-# %% ../nbs/60_exhibits.ipynb #32edc078
+# %% ../nbs/60_exhibits.ipynb #57a89398
 def spread(
     values: "pd.Series",  # one value for each seed
     scale: float = 100,   # 100 turns fractions into percent
@@ -531,7 +537,7 @@ def spread(
     sd = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():.{digits}f}{sd} ({len(values)} seed{'s' * (len(values) != 1)})"
 
-# %% ../nbs/60_exhibits.ipynb #9d64882e
+# %% ../nbs/60_exhibits.ipynb #f5734634
 def printed(
     value: Any,        # a number or text as the paper prints it
     digits: int = 2,   # for numbers
@@ -540,7 +546,7 @@ def printed(
     if isinstance(value, str): return value
     return "–" if value is None or value != value else f"{value:.{digits}f}"
 
-# %% ../nbs/60_exhibits.ipynb #cd460c08
+# %% ../nbs/60_exhibits.ipynb #9960b796
 def beside(
     paper: "Mapping | pd.DataFrame",     # {row: {column: value}} or rows × columns, as printed
     ours: pd.DataFrame,                  # a line for each run: the key, `seed`, and the columns as fractions
@@ -559,12 +565,12 @@ def beside(
     cells = [sum((pair(r, c) for c in columns), []) for r in rows]
     return pd.DataFrame(cells, index, pd.MultiIndex.from_product([columns, ["paper", "ours"]]))
 
-# %% ../nbs/60_exhibits.ipynb #3d81f502
+# %% ../nbs/60_exhibits.ipynb #ad5dc383
 def cell_of(runs: pd.DataFrame | None, column: str, scale: float, digits: int) -> str:
     "Our half of a cell"
     return "not run" if runs is None or column not in runs else spread(runs[column], scale, digits)
 
-# %% ../nbs/60_exhibits.ipynb #8fdb2612
+# %% ../nbs/60_exhibits.ipynb #993aca3a
 def by_row(ours: pd.DataFrame, keys: list[str]) -> dict[Any, pd.DataFrame]:
     "Our runs for each row of the paper; several of one seed would be averaged unnoticed, so they are refused"
     if ours.empty: return {}
@@ -574,7 +580,7 @@ def by_row(ours: pd.DataFrame, keys: list[str]) -> dict[Any, pd.DataFrame]:
                          "add the columns that tell them apart to `key`.")
     return {k if len(keys) > 1 else k[0]: runs for k, runs in ours.groupby(keys, sort=False, dropna=False)}
 
-# %% ../nbs/60_exhibits.ipynb #add5befb
+# %% ../nbs/60_exhibits.ipynb #6fb3bb29
 @dataclass(frozen=True)
 class Notebook:
     "An exhibit's notebook: what it shows and what it takes, read without running it"
@@ -586,11 +592,16 @@ class Notebook:
         return self.path.stem
 
     @cached_property
+    def cells(self) -> list[tuple[str, str]]:
+        "Its cells as (kind, source); the kind of the tagged code cell is 'parameters'"
+        cells = json.loads(self.path.read_text("utf-8"))["cells"]
+        kind = lambda c: "parameters" if "parameters" in c["metadata"].get("tags", ()) else c["cell_type"]
+        return [(kind(c), "".join(c["source"])) for c in cells]
+
+    @property
     def prose(self) -> list[str]:
         "The lines of its text cells"
-        cells = json.loads(self.path.read_text("utf-8"))["cells"]
-        texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
-        return "\n".join(texts).splitlines()
+        return "\n".join(source for kind, source in self.cells if kind == "markdown").splitlines()
 
     @property
     def title(self) -> str:
@@ -603,18 +614,20 @@ class Notebook:
         return next((line[1:].strip() for line in self.prose if line.startswith(">")), "")
 
     @cached_property
-    def parameters(self) -> dict[str, dict]:
-        "Name -> papermill's `inferred_type_name`, `default` and `help`"
-        import papermill
-        return papermill.inspect_notebook(self.path)
+    def parameters(self) -> dict[str, str]:
+        "Name -> the comment behind it in the parameters cell"
+        source = next((source for kind, source in self.cells if kind == "parameters"), "")
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+        said = {t.start[0]: t.string.strip("# ") for t in tokens if t.type == tokenize.COMMENT}
+        return {name: said.get(node.end_lineno, "") for node in ast.parse(source).body for name in targets(node)}
 
     @property
     def times(self) -> dict[str, str]:
         "How long the presets take, as the comment on `preset` says: `# smoke (5 s) or quick (4 min)`"
-        words = self.parameters.get("preset", {}).get("help", "")
+        words = self.parameters.get("preset", "")
         return {p: found[1] for p in PRESETS if (found := re.search(rf"{p} \(([^)]*\d[^)]*)\)", words))}
 
-# %% ../nbs/60_exhibits.ipynb #2fdf8493
+# %% ../nbs/60_exhibits.ipynb #8e6a58b7
 def notebook_folder() -> Path:
     "Where the notebooks are: CALIBKD_NBS, else nbs/ of the repository"
     own, root = os.environ.get("CALIBKD_NBS"), project_root()
@@ -622,7 +635,7 @@ def notebook_folder() -> Path:
     raise FileNotFoundError("The exhibits are notebooks of calibkd's repository, not part of the library; "
                             "work in a copy of the repository, or set CALIBKD_NBS to its nbs folder.")
 
-# %% ../nbs/60_exhibits.ipynb #a191ce70
+# %% ../nbs/60_exhibits.ipynb #7e4407a2
 def exhibits(
     folder: Path | None = None,  # default: `notebook_folder()`
 ) -> list[Notebook]:             # sorted by name, S2 before S10; FileNotFoundError if there is no such folder
@@ -633,14 +646,14 @@ def exhibits(
     named_so = [p for p in folder.glob("*.ipynb") if re.match(r"(?!bench_)[A-Za-z][A-Za-z0-9]*_", p.name)]
     return [Notebook(p) for p in sorted(named_so, key=in_order) if "Exhibit(" in p.read_text("utf-8")]
 
-# %% ../nbs/60_exhibits.ipynb #506a449c
+# %% ../nbs/60_exhibits.ipynb #8a0649b4
 def in_order(
     path: Path,   # a notebook
 ) -> list[str]:   # a key to sort by
     "Names in the order a reader expects: S2 before S10"
     return [f"{int(part):09}" if part.isdigit() else part for part in re.split(r"(\d+)", path.stem)]
 
-# %% ../nbs/60_exhibits.ipynb #59807da6
+# %% ../nbs/60_exhibits.ipynb #20afcbad
 def saved(
     folder: Path,   # an exhibit's folder
 ) -> dict | None:   # meta.json with the claims under "claims"; None if nothing readable was saved there
@@ -649,7 +662,7 @@ def saved(
         meta, claims = (json.loads((folder / f).read_text("utf-8")) for f in ("meta.json", "claims.json"))
         return meta | {"claims": claims, "folder": folder, "exhibit": meta["exhibit"]}
 
-# %% ../nbs/60_exhibits.ipynb #ee7db745
+# %% ../nbs/60_exhibits.ipynb #052c0e3e
 def everything_saved(
     root: Path,     # a results folder
 ) -> list[dict]:    # as `saved` gives them, by folder
@@ -657,7 +670,7 @@ def everything_saved(
     files = [*root.glob("*/meta.json"), *root.glob("*/*/meta.json")]
     return [result for file in sorted(files) if (result := saved(file.parent))]
 
-# %% ../nbs/60_exhibits.ipynb #9640b94d
+# %% ../nbs/60_exhibits.ipynb #92d943a0
 def duration(
     seconds: float,  # a time
 ) -> str:            # e.g. "45 s", "12 min", "3.2 h"
@@ -665,10 +678,10 @@ def duration(
     if seconds < 99.5: return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
 
-# %% ../nbs/60_exhibits.ipynb #7e17057b
+# %% ../nbs/60_exhibits.ipynb #56f4a37c
 HEAD = ("exhibit", "claim", "paper", "ours", "preset", "data", "hardware", "time", "verdict")
 
-# %% ../nbs/60_exhibits.ipynb #7c0aff52
+# %% ../nbs/60_exhibits.ipynb #2c4cbe34
 def rows_of(
     result: dict,         # as `saved` gives it
 ) -> list[list[str]]:     # a row for each claim, in the order of `HEAD`
@@ -679,7 +692,7 @@ def rows_of(
     numbers = lambda c: [c["paper"] or "–", c["ours"] or c["evidence"] or "–"]
     return [[result["exhibit"], c["text"], *numbers(c), *setting, c["verdict"]] for c in result["claims"]]
 
-# %% ../nbs/60_exhibits.ipynb #accf2ce4
+# %% ../nbs/60_exhibits.ipynb #73eabf13
 def scoreboard(
     root: Path | None = None,     # the results folder; default: `results_root()`
     names: Iterable[str] = (),    # exhibits that are listed as "not run" if there is nothing of them
@@ -692,10 +705,10 @@ def scoreboard(
     cell = lambda text: re.sub(r"\s+", " ", text).replace("|", r"\|")
     return "\n".join(f"| {' | '.join(map(cell, row))} |" for row in [HEAD, ["---"] * len(HEAD), *rows])
 
-# %% ../nbs/60_exhibits.ipynb #6dfd81ce
+# %% ../nbs/60_exhibits.ipynb #22ed2cc3
 START, END = "<!-- scoreboard -->", "<!-- /scoreboard -->"
 
-# %% ../nbs/60_exhibits.ipynb #e24d447b
+# %% ../nbs/60_exhibits.ipynb #36c5f7c5
 def update_readme(
     path: str | Path = "README.md",   # a text that holds both markers
     root: Path | None = None,         # the results folder; default: `results_root()`

@@ -11,7 +11,7 @@ __all__ = ['Array', 'Logits', 'confidence', 'Scores', 'scores', 'Bins', 'bins', 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,22 +19,29 @@ import torch
 # %% ../nbs/00_metrics.ipynb #e8c9f513
 Array = np.ndarray | torch.Tensor
 
-# %% ../nbs/00_metrics.ipynb #bb4d9f11
-def _matrix(x: Array, name: str) -> torch.Tensor:
-    "A (N, C) floating tensor on the CPU, sharing memory where it can."
-    x = x.detach().cpu() if isinstance(x, torch.Tensor) else torch.from_numpy(np.require(x, None, "CW"))
+# %% ../nbs/00_metrics.ipynb #9501682c
+def _numpy(x: Array) -> np.ndarray:
+    "As a NumPy array, sharing memory where it can; bfloat16, which NumPy lacks, as float32."
+    if not isinstance(x, torch.Tensor): return np.asarray(x)
+    x = x.detach().cpu()
+    return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+
+# %% ../nbs/00_metrics.ipynb #704058c0
+def _matrix(x: Array, name: str) -> np.ndarray:
+    "A floating (N, C) array."
+    x = _numpy(x)
     if x.ndim != 2 or x.shape[1] < 2:
         raise ValueError(f"{name} has shape {tuple(x.shape)}, expected (N, C) with C >= 2 classes: "
                          "for one sigmoid logit z per sample pass the two columns [0, z]")
     if len(x) == 0:
         raise ValueError(f"{name} is empty (0 samples), expected N >= 1: check the split it comes from")
-    return x if x.is_floating_point() else x.double()
+    return x if x.dtype.kind == "f" else x.astype(np.float64)
 
-# %% ../nbs/00_metrics.ipynb #0ec5652c
+# %% ../nbs/00_metrics.ipynb #79c8ca07
 def _labels(labels: Array | None, n: int, classes: int) -> np.ndarray:
     "Labels as (N,) int64, each of them within 0..C-1."
     if labels is None: raise ValueError("labels is None, expected (N,) class numbers: pass them too")
-    y = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+    y = _numpy(labels)
     if y.shape != (n,):
         raise ValueError(f"labels has shape {y.shape}, expected ({n},), one class number per sample: "
                          "for one-hot rows pass labels.argmax(1)")
@@ -47,33 +54,36 @@ def _labels(labels: Array | None, n: int, classes: int) -> np.ndarray:
                          "number the classes from 0 and drop samples marked as ignored")
     return y
 
-# %% ../nbs/00_metrics.ipynb #08aef815
-def _pieces(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    "Successive rows of (N, C), each piece small enough for the cache."
-    return x.split(max(1, 2**16 // x.shape[1]))
+# %% ../nbs/00_metrics.ipynb #67153d07
+def _parts(shape: tuple[int, ...]) -> list[slice]:
+    "Slices of the rows of (N, C) such that a part fits the cache."
+    size = max(1, 2**15 // shape[1])
+    return [slice(i, i + size) for i in range(0, shape[0], size)]
 
-# %% ../nbs/00_metrics.ipynb #2e3fe4c6
-def _row_stats(z: torch.Tensor, is_logits: bool) -> tuple[torch.Tensor, ...]:
+# %% ../nbs/00_metrics.ipynb #f596dc85
+def _row_stats(z: np.ndarray, is_logits: bool) -> tuple[np.ndarray, ...]:
     "Maximum and argmax of each row; sum and sum of squares of exp(z - maximum), or of the probabilities."
-    pred = torch.from_numpy(z.numpy().argmax(1))  # twice as fast as torch.max with indices
-    top = z.gather(1, pred[:, None])
-    e = (z - top).exp_() if is_logits else z
-    return top[:, 0], pred, e.sum(1), e.square().sum(1)
+    pred = z.argmax(1)
+    top = z[np.arange(len(z)), pred]
+    e = np.exp(z - top[:, None]) if is_logits else z
+    return top, pred, e.sum(1), np.einsum("nc,nc->n", e, e)
 
-# %% ../nbs/00_metrics.ipynb #44f0a19b
-def _rows(values: torch.Tensor, is_logits: bool, name: str = "logits") -> list[np.ndarray]:
+# %% ../nbs/00_metrics.ipynb #afe52e0c
+def _rows(values: np.ndarray, is_logits: bool, name: str = "logits") -> list[np.ndarray]:
     "The row statistics of a whole matrix, checked; float64 (argmax int64)."
-    stats = [torch.cat(s).numpy() for s in zip(*(_row_stats(p.double(), is_logits) for p in _pieces(values)))]
-    bad = np.flatnonzero(~np.isfinite(stats[0]))
+    with np.errstate(invalid="ignore"):  # infinities are reported below
+        parts = [_row_stats(values[part].astype(np.float64), is_logits) for part in _parts(values.shape)]
+    top, *rest = (np.concatenate(stat) for stat in zip(*parts))
+    bad = np.flatnonzero(~np.isfinite(top))
     if len(bad):
-        raise ValueError(f"{name}[{bad[0]}] has maximum {stats[0][bad[0]]}, expected finite numbers: "
+        raise ValueError(f"{name}[{bad[0]}] has maximum {top[bad[0]]}, expected finite numbers: "
                          "look for a diverged training (lower its learning rate) or drop such rows")
-    return stats
+    return [top, *rest]
 
-# %% ../nbs/00_metrics.ipynb #225b39f8
-def _check_probs(values: torch.Tensor, total: np.ndarray, name: str = "probs") -> None:
-    "Refuse rows that are no distribution; bfloat16 and float16 rows may be off by a hundredth."
-    off = np.flatnonzero(np.abs(total - 1) > (1e-2 if values.itemsize < 4 else 1e-4))
+# %% ../nbs/00_metrics.ipynb #c32fa71c
+def _check_probs(values: np.ndarray, total: np.ndarray, coarse: bool = False, name: str = "probs") -> None:
+    "Refuse rows that are no distribution; coarse ones (16 bits) may be off by a hundredth."
+    off = np.flatnonzero(np.abs(total - 1) > (1e-2 if coarse else 1e-4))
     if len(off):
         raise ValueError(f"{name}[{off[0]}] sums to {total[off[0]]:.6g}, expected 1: "
                          "pass logits by name if these are logits, else divide each row by its sum")
@@ -81,11 +91,11 @@ def _check_probs(values: torch.Tensor, total: np.ndarray, name: str = "probs") -
         raise ValueError(f"{name} holds {values.min():.6g}, expected values in 0..1: "
                          "pass logits by name if these are logits")
 
-# %% ../nbs/00_metrics.ipynb #aab38da7
+# %% ../nbs/00_metrics.ipynb #5a246cf9
 def _given(
     logits: Array | None,
     probs: Array | None,
-) -> tuple[torch.Tensor, np.ndarray | None, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray, np.ndarray]:
     "Values, row maximum (None for probabilities), confidence, prediction and sum of squared probabilities."
     if (logits is None) == (probs is None):
         number = "neither" if logits is None else "both"
@@ -94,10 +104,10 @@ def _given(
     values = _matrix(logits if probs is None else probs, name)
     top, pred, total, square = _rows(values, probs is None, name)
     if probs is None: return values, top, 1 / total, pred, square / total**2
-    _check_probs(values, total)
+    _check_probs(values, total, coarse=getattr(probs, "itemsize", 8) < 4)
     return values, None, np.minimum(top, 1), pred, square
 
-# %% ../nbs/00_metrics.ipynb #9a44bc5b
+# %% ../nbs/00_metrics.ipynb #06991ae5
 def confidence(
     logits: Array | None = None,  # (N, C) any real dtype
     *,
@@ -106,7 +116,7 @@ def confidence(
     "Confidence and prediction: the largest softmax probability of each row and where it is."
     return _given(logits, probs)[2:4]
 
-# %% ../nbs/00_metrics.ipynb #cbb35b83
+# %% ../nbs/00_metrics.ipynb #02e769f9
 def _stable_order(x: np.ndarray) -> np.ndarray:
     "Stable argsort as two vectorised sorts, by value and ties by index: several times faster."
     order = np.argsort(x)
@@ -114,11 +124,11 @@ def _stable_order(x: np.ndarray) -> np.ndarray:
     order = np.sort(order + tie)
     return order - tie
 
-# %% ../nbs/00_metrics.ipynb #81549aba
+# %% ../nbs/00_metrics.ipynb #9d5dee26
 @dataclass(frozen=True, eq=False)
 class Scores:
     "Logits (or probabilities) and labels, looked at once: every metric takes it in place of its logits."
-    values: torch.Tensor  # (N, C) on the CPU: logits, or probabilities where `shift` is None
+    values: np.ndarray  # (N, C) floating: logits, or probabilities where `shift` is None
     labels: np.ndarray  # (N,) int64
     shift: np.ndarray | None  # (N,) float64, the largest logit
     conf: np.ndarray  # (N,) float64, the largest probability
@@ -129,7 +139,7 @@ class Scores:
     def __len__(self) -> int: return len(self.labels)
 
     @property
-    def matrix(self) -> torch.Tensor:
+    def matrix(self) -> np.ndarray:
         "The (N, C) logits or probabilities of these samples."
         return self.values if self.rows is None else self.values[self.rows]
 
@@ -147,19 +157,20 @@ class Scores:
     def log_p(self) -> np.ndarray:
         "(N,) float64: log probability of the label, in nats."
         rows = np.arange(len(self)) if self.rows is None else self.rows
-        own = self.values[rows, self.labels].double()
-        return own.log().numpy() if self.shift is None else own.numpy() - self.shift + np.log(self.conf)
+        own = self.values[rows, self.labels].astype(np.float64)
+        with np.errstate(divide="ignore"):  # a label of probability 0 has -inf
+            return np.log(own) if self.shift is None else own - self.shift + np.log(self.conf)
 
     @cached_property
     def by_class(self) -> np.ndarray:
         "(C, N) contiguous probabilities: float64 if the input is, else float32."
-        dtype = torch.float64 if self.values.dtype == torch.float64 else torch.float32
-        if self.shift is None: return self.matrix.T.to(dtype).contiguous().numpy()
-        matrix, shift, scale = self.matrix, *(torch.from_numpy(a).to(dtype) for a in (self.shift, self.conf))
-        out = torch.empty(matrix.shape[::-1], dtype=dtype)
-        for block, z in zip(out.split(16), matrix.T.split(16)):  # a few classes fit the cache
-            torch.sub(z, shift, out=block).exp_().mul_(scale)
-        return out.numpy()
+        matrix, dtype = self.matrix, np.float64 if self.values.dtype == np.float64 else np.float32
+        if self.shift is None: return np.ascontiguousarray(matrix.T, dtype)
+        out = np.empty(matrix.shape[::-1], dtype)
+        shift, scale = (a.astype(dtype)[:, None] for a in (self.shift, self.conf))
+        for part in _parts(matrix.shape):  # exp(z - max) / sum is exact to float32 wherever the logits lie
+            out[:, part] = (np.exp(matrix[part] - shift[part]) * scale[part]).T
+        return out
 
     def take(self, index: np.ndarray) -> "Scores":
         "The samples `index` (int64, repetitions welcome), without computing anything again."
@@ -167,7 +178,7 @@ class Scores:
         same = {name: getattr(self, name)[index] for name in ("labels", "conf", "pred", "square")}
         return replace(self, shift=shift, rows=index if rows is None else rows, **same)
 
-# %% ../nbs/00_metrics.ipynb #a1429d43
+# %% ../nbs/00_metrics.ipynb #9d39fca6
 def scores(
     logits: Array | Scores | None = None,  # (N, C) any real dtype, or a Scores, which comes back as it is
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -182,27 +193,27 @@ def scores(
     values, shift, conf, pred, square = _given(logits, probs)
     return Scores(values, _labels(labels, *values.shape), shift, conf, pred, square)
 
-# %% ../nbs/00_metrics.ipynb #2407a9e5
+# %% ../nbs/00_metrics.ipynb #5add82c4
 Logits = Array | Scores
 
-# %% ../nbs/00_metrics.ipynb #8f3e0424
+# %% ../nbs/00_metrics.ipynb #0bf0a750
 def _bin_count(n_bins: int) -> int:
     "The number of bins, checked."
     if isinstance(n_bins, bool) or not isinstance(n_bins, (int, np.integer)) or n_bins < 1:
         raise ValueError(f"n_bins is {n_bins!r}, expected an integer of at least 1: 15 is usual")
     return int(n_bins)
 
-# %% ../nbs/00_metrics.ipynb #ebedaa0c
+# %% ../nbs/00_metrics.ipynb #bb0afe05
 def _which(p: np.ndarray, edges: np.ndarray) -> np.ndarray:
     "The bin (lo, hi] of each probability, as int64; 0 belongs to the first."
     return np.clip(np.searchsorted(edges, p) - 1, 0, len(edges) - 2)
 
-# %% ../nbs/00_metrics.ipynb #ff01356f
+# %% ../nbs/00_metrics.ipynb #bf8ae4a2
 def _vector(x: Array) -> np.ndarray:
     "As float64 numbers on the CPU."
-    return x.detach().cpu().double().numpy() if isinstance(x, torch.Tensor) else np.asarray(x, np.float64)
+    return _numpy(x).astype(np.float64)
 
-# %% ../nbs/00_metrics.ipynb #17e3da25
+# %% ../nbs/00_metrics.ipynb #b0b48dfb
 @dataclass(frozen=True, eq=False)
 class Bins:
     "The bins of a reliability diagram; an empty bin has count 0 and means nan."
@@ -236,7 +247,7 @@ class Bins:
         "Overconfidence error, a fraction, at most the ECE."
         return float(np.nansum(self.weight * self.conf * np.maximum(self.gap, 0)))
 
-# %% ../nbs/00_metrics.ipynb #2da86300
+# %% ../nbs/00_metrics.ipynb #09d9f48e
 def bins(
     conf: Array,  # (N,) confidences in 0..1
     correct: Array,  # (N,) bool, or the probability in 0..1 of being right where it is known
@@ -255,7 +266,7 @@ def bins(
     with np.errstate(invalid="ignore"):
         return Bins(edges, count, *(np.bincount(which, x, n_bins) / count for x in (conf, correct)))
 
-# %% ../nbs/00_metrics.ipynb #a7db492c
+# %% ../nbs/00_metrics.ipynb #7a33a613
 def ece(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -267,7 +278,7 @@ def ece(
     s = scores(logits, labels, probs=probs)
     return bins(s.conf, s.correct, n_bins).ece
 
-# %% ../nbs/00_metrics.ipynb #3d80e2c8
+# %% ../nbs/00_metrics.ipynb #be5d4735
 def mce(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -279,7 +290,7 @@ def mce(
     s = scores(logits, labels, probs=probs)
     return bins(s.conf, s.correct, n_bins).mce
 
-# %% ../nbs/00_metrics.ipynb #4f3c9f9f
+# %% ../nbs/00_metrics.ipynb #10dc7230
 def oe(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -291,7 +302,7 @@ def oe(
     s = scores(logits, labels, probs=probs)
     return bins(s.conf, s.correct, n_bins).oe
 
-# %% ../nbs/00_metrics.ipynb #fcf05c59
+# %% ../nbs/00_metrics.ipynb #e883301e
 def _class_gap(p: np.ndarray, hit: np.ndarray, edges: np.ndarray) -> float:
     "Sum over bins of |sum of (p - hit)| of one class: p (N,), hit (N,) bool."
     some = np.flatnonzero(p > .999 * float(edges[1]))  # a few too many: the edge is rounded to float32 here
@@ -300,7 +311,7 @@ def _class_gap(p: np.ndarray, hit: np.ndarray, edges: np.ndarray) -> float:
     per_bin[0] = p.sum(dtype=np.float64) - np.count_nonzero(hit) - per_bin[1:].sum()
     return float(np.abs(per_bin).sum())
 
-# %% ../nbs/00_metrics.ipynb #66148aa0
+# %% ../nbs/00_metrics.ipynb #e543dc39
 def sce(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -312,7 +323,7 @@ def sce(
     s, edges = scores(logits, labels, probs=probs), np.linspace(0, 1, _bin_count(n_bins) + 1)
     return sum(_class_gap(p, s.labels == c, edges) for c, p in enumerate(s.by_class)) / s.by_class.size
 
-# %% ../nbs/00_metrics.ipynb #60ec340a
+# %% ../nbs/00_metrics.ipynb #5ba2bfb2
 def _adaptive_gap(p: np.ndarray, hit: np.ndarray, n_bins: int, threshold: float = 0.) -> float:
     "Sum over equally large groups of |sum of (p - hit)|: p (N,) floating in 0..1, hit (N,) bool."
     bits = np.dtype(f"i{p.itemsize}").type
@@ -325,7 +336,7 @@ def _adaptive_gap(p: np.ndarray, hit: np.ndarray, n_bins: int, threshold: float 
     starts = first + np.arange(groups) * n // groups
     return float(np.abs(np.add.reduceat(p, starts, dtype=np.float64) - np.add.reduceat(hit, starts)).sum())
 
-# %% ../nbs/00_metrics.ipynb #96bce44f
+# %% ../nbs/00_metrics.ipynb #5bf5e829
 def ace(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -337,7 +348,7 @@ def ace(
     s = scores(logits, labels, probs=probs)
     return _adaptive_gap(s.conf, s.correct, _bin_count(n_bins)) / len(s)
 
-# %% ../nbs/00_metrics.ipynb #f2c0134e
+# %% ../nbs/00_metrics.ipynb #c2b3815f
 def ace_classwise(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -351,7 +362,7 @@ def ace_classwise(
     gaps = (_adaptive_gap(p, s.labels == c, n_bins, threshold) for c, p in enumerate(s.by_class))
     return sum(gaps) / s.by_class.size
 
-# %% ../nbs/00_metrics.ipynb #2fe2165f
+# %% ../nbs/00_metrics.ipynb #4805a5b3
 def aurc(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -362,14 +373,14 @@ def aurc(
     s = scores(logits, labels, probs=probs)
     return float(np.mean(np.cumsum(~s.correct[s.order]) / np.arange(1, len(s) + 1)))
 
-# %% ../nbs/00_metrics.ipynb #6053bb1a
+# %% ../nbs/00_metrics.ipynb #dfd08e62
 def _best_aurc(errors: int, n: int, closed_form: bool) -> float:
     "The AURC of n samples whose errors all come last."
     i, r = np.arange(1, errors + 1), errors / n
     if closed_form: return r + (1 - r) * math.log1p(-r) if r < 1 else 1.
     return float((i / (n - errors + i)).sum() / n)
 
-# %% ../nbs/00_metrics.ipynb #595a219a
+# %% ../nbs/00_metrics.ipynb #3f5d2039
 def eaurc(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -381,14 +392,14 @@ def eaurc(
     s = scores(logits, labels, probs=probs)
     return aurc(s) - _best_aurc(np.count_nonzero(~s.correct), len(s), closed_form)
 
-# %% ../nbs/00_metrics.ipynb #410db005
+# %% ../nbs/00_metrics.ipynb #2ce526ed
 def _counts(s: Scores) -> tuple[np.ndarray, np.ndarray]:
     "Right and wrong answers at or above each distinct confidence, highest first, as (K,) int64."
     conf, right = s.conf[s.order], np.cumsum(s.correct[s.order])
     last = np.append(np.flatnonzero(np.diff(conf)), len(s) - 1)
     return right[last], last + 1 - right[last]
 
-# %% ../nbs/00_metrics.ipynb #4d6fea24
+# %% ../nbs/00_metrics.ipynb #d65283bc
 def auroc(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -401,7 +412,7 @@ def auroc(
     heights = right - np.diff(right, prepend=0) / 2
     return float(np.diff(wrong, prepend=0) @ heights / (right[-1] * wrong[-1]))
 
-# %% ../nbs/00_metrics.ipynb #c36705cf
+# %% ../nbs/00_metrics.ipynb #57c75511
 def aupr_error(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -415,7 +426,7 @@ def aupr_error(
     found, passed = ((a[-1] - np.append(0, a[:-1]))[::-1] for a in (wrong, right))
     return float(np.diff(found, prepend=0) @ (found / (found + passed)) / wrong[-1])
 
-# %% ../nbs/00_metrics.ipynb #c0d4aecf
+# %% ../nbs/00_metrics.ipynb #1b5e04cd
 def fpr95(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -427,7 +438,7 @@ def fpr95(
     if not right[-1] or not wrong[-1]: return math.nan
     return float(wrong[np.argmax(20 * right >= 19 * right[-1])] / wrong[-1])
 
-# %% ../nbs/00_metrics.ipynb #ba5f2ed4
+# %% ../nbs/00_metrics.ipynb #8f6fba59
 def top1(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -437,14 +448,14 @@ def top1(
     "Accuracy: the share of samples whose largest logit is the label's."
     return float(scores(logits, labels, probs=probs).correct.mean())
 
-# %% ../nbs/00_metrics.ipynb #08fb86cd
-def _in_top(z: torch.Tensor, y: torch.Tensor, k: int) -> int:
-    "In how many rows of z (N, C) fewer than k entries come before the one of y (N, 1)."
-    own = z.gather(1, y)
-    before = (z > own) | ((z == own) & (torch.arange(z.shape[1]) < y))
-    return int((before.sum(1) < k).sum())
+# %% ../nbs/00_metrics.ipynb #3e5cc50c
+def _in_top(z: np.ndarray, y: np.ndarray, k: int) -> int:
+    "In how many rows of z (N, C) fewer than k entries come before the one of y (N,)."
+    own = z[np.arange(len(z)), y][:, None]
+    before = (z > own) | ((z == own) & (np.arange(z.shape[1]) < y[:, None]))
+    return int(np.count_nonzero(np.count_nonzero(before, axis=1) < k))
 
-# %% ../nbs/00_metrics.ipynb #f3ffa3a2
+# %% ../nbs/00_metrics.ipynb #c9314881
 def topk(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -456,10 +467,10 @@ def topk(
     s = scores(logits, labels, probs=probs)
     if not 1 <= k <= s.values.shape[1]:
         raise ValueError(f"k is {k}, expected 1..{s.values.shape[1]}: at most the number of classes")
-    z, y = _pieces(s.matrix), torch.from_numpy(s.labels)[:, None]
-    return sum(map(partial(_in_top, k=k), z, y.split(len(z[0])))) / len(s)
+    z = s.matrix
+    return sum(_in_top(z[part], s.labels[part], k) for part in _parts(z.shape)) / len(s)
 
-# %% ../nbs/00_metrics.ipynb #c1829025
+# %% ../nbs/00_metrics.ipynb #fe754ce9
 def nll(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -469,7 +480,7 @@ def nll(
     "Negative log likelihood: the mean cross-entropy with the labels."
     return float(-scores(logits, labels, probs=probs).log_p.mean())
 
-# %% ../nbs/00_metrics.ipynb #8ea4db8c
+# %% ../nbs/00_metrics.ipynb #6d7d5b5d
 def brier(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -480,7 +491,7 @@ def brier(
     s = scores(logits, labels, probs=probs)
     return float(np.mean(s.square - 2 * np.exp(s.log_p) + 1))
 
-# %% ../nbs/00_metrics.ipynb #1ba1f007
+# %% ../nbs/00_metrics.ipynb #03ae841a
 def evaluate(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -494,18 +505,18 @@ def evaluate(
     binned = {f.__name__: f(s, n_bins=n_bins) for f in (ece, mce, oe, sce, ace, ace_classwise)}
     return right | binned | {f.__name__: f(s) for f in (aurc, eaurc, auroc, aupr_error, fpr95)}
 
-# %% ../nbs/00_metrics.ipynb #24e3f482
+# %% ../nbs/00_metrics.ipynb #02e95a22
 _METRICS = (
     top1, topk, nll, brier, ece, mce, oe, sce, ace, ace_classwise, aurc, eaurc, auroc, aupr_error, fpr95,
 )
 
-# %% ../nbs/00_metrics.ipynb #44bdb506
+# %% ../nbs/00_metrics.ipynb #f0dca8c8
 def _resampled(metric: Callable[..., float], s: Scores, index: np.ndarray) -> float:
     "A metric of the samples `index`; those of this module need no new exponential."
     if getattr(metric, "func", metric) in _METRICS: return metric(s.take(index))
-    return float(metric(s.matrix[index], torch.from_numpy(s.labels[index])))
+    return float(metric(torch.from_numpy(s.matrix[index]), torch.from_numpy(s.labels[index])))
 
-# %% ../nbs/00_metrics.ipynb #4a81ce08
+# %% ../nbs/00_metrics.ipynb #841038c7
 def bootstrap(
     metric: Callable[..., float],  # of this module, functools.partial of one, or any f(logits, labels)
     logits: Logits,  # (N, C) any real dtype, or Scores; metrics from elsewhere get resampled rows as tensors
@@ -523,7 +534,7 @@ def bootstrap(
     lo, hi = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
     return float(lo), float(hi)
 
-# %% ../nbs/00_metrics.ipynb #7a482a1c
+# %% ../nbs/00_metrics.ipynb #79128754
 def _against(
     logits: Array | None,
     posterior: Array | None,
@@ -537,10 +548,10 @@ def _against(
     if q.shape != values.shape:
         raise ValueError(f"posterior has shape {tuple(q.shape)}, "
                          f"expected {tuple(values.shape)}: one row per sample")
-    _check_probs(q, _rows(q, False, "posterior")[2], "posterior")
-    return conf, q[np.arange(len(q)), pred].double().numpy()
+    _check_probs(q, _rows(q, False, "posterior")[2], getattr(posterior, "itemsize", 8) < 4, "posterior")
+    return conf, q[np.arange(len(q)), pred].astype(np.float64)
 
-# %% ../nbs/00_metrics.ipynb #ee06af79
+# %% ../nbs/00_metrics.ipynb #5ddbd4b7
 def true_calibration_error(
     logits: Array | None = None,  # (N, C) any real dtype
     posterior: Array | None = None,  # (N, C) true class probabilities
@@ -551,7 +562,7 @@ def true_calibration_error(
     "ECE with the exact probability of being right in place of the noisy hit."
     return bins(*_against(logits, posterior, probs), n_bins).ece
 
-# %% ../nbs/00_metrics.ipynb #c9243b74
+# %% ../nbs/00_metrics.ipynb #7379300e
 def posterior_gap(
     logits: Array | None = None,  # (N, C) any real dtype
     posterior: Array | None = None,  # (N, C) true class probabilities
@@ -562,13 +573,13 @@ def posterior_gap(
     conf, truth = _against(logits, posterior, probs)
     return float(np.abs(conf - truth).mean())
 
-# %% ../nbs/00_metrics.ipynb #d78a4e0f
+# %% ../nbs/00_metrics.ipynb #7b6710f2
 def _ranks(x: np.ndarray) -> np.ndarray:
     "Ranks from 1, equals sharing their mean."
     _, group, count = np.unique(x, return_inverse=True, return_counts=True)
     return (np.cumsum(count) - (count - 1) / 2)[group]
 
-# %% ../nbs/00_metrics.ipynb #ed4439b6
+# %% ../nbs/00_metrics.ipynb #f92c18fb
 def spearman(
     x: Array,  # (n,) numbers
     y: Array,  # (n,) numbers
@@ -583,13 +594,13 @@ def spearman(
     norm = math.sqrt((a @ a) * (b @ b))
     return float(a @ b / norm) if norm else math.nan
 
-# %% ../nbs/00_metrics.ipynb #7ff93d0d
+# %% ../nbs/00_metrics.ipynb #312ec9e7
 def log_odds(
     logits: Array,  # (N, C) any real dtype
     classes: Array,  # (N,) integers in 0..C-1, which class of each row
 ) -> np.ndarray:  # (N,) float64
     "ln(p/(1-p)) of one class per row, computed from the logits without rounding p to 1."
-    z = _matrix(logits, "logits").double()
+    z = torch.tensor(_matrix(logits, "logits"), dtype=torch.float64)
     k = torch.from_numpy(_labels(classes, *z.shape))[:, None]
     odds = (z.gather(1, k)[:, 0] - z.scatter(1, k, -torch.inf).logsumexp(1)).numpy()
     bad = np.flatnonzero(np.isnan(odds))
@@ -597,7 +608,7 @@ def log_odds(
         raise ValueError(f"logits[{bad[0]}] holds nan or inf, expected finite numbers: drop such rows")
     return odds
 
-# %% ../nbs/00_metrics.ipynb #cf4cf7ce
+# %% ../nbs/00_metrics.ipynb #65dbb470
 def logit_pairs(
     student_logits: Array,  # (N, C) of the student
     teacher_logits: Array,  # (N, C) of the teacher, the same samples
@@ -611,7 +622,7 @@ def logit_pairs(
     classes = confidence(teacher_logits)[1] if classes is None else classes
     return log_odds(teacher_logits, classes), log_odds(student_logits, classes)
 
-# %% ../nbs/00_metrics.ipynb #99deeaf6
+# %% ../nbs/00_metrics.ipynb #283b2e7e
 def slope(
     student_logits: Array,  # (N, C) of the student
     teacher_logits: Array,  # (N, C) of the teacher, the same samples

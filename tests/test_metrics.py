@@ -472,6 +472,17 @@ def test_kinds_of_input(cast, tolerance):
         assert m.ece(z, y) == m.ece(z, labels)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounded_probabilities(dtype):
+    "Rows of 16-bit probabilities sum to 1 only roughly; the same rows in float32 are refused as a mistake."
+    logits, labels, _ = sample(500, 100, .1)
+    probs = torch.tensor(logits).softmax(1).to(dtype)
+    off = (probs.float().sum(1) - 1).abs().max()
+    assert m.ece(probs=probs, labels=labels) == pytest.approx(m.ece(logits, labels), abs=.01)
+    if off > 1e-4:
+        with pytest.raises(ValueError, match="expected 1"): m.ece(probs=probs.float(), labels=labels)
+
+
 def test_input_is_left_alone():
     logits, labels, _ = sample(200, 6)
     for z in (logits.copy(), logits.astype(np.float32)):
