@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'IMAGENET', 'VERSION', 'Recipe', 'learning_rate', 'Weights', 'known_network', 'Run', 'pretrained',
-           'canonical', 'identity', 'describe', 'short', 'cohorts']
+           'canonical', 'identity', 'describe', 'short', 'objectives', 'objective', 'cohorts']
 
 # %% ../nbs/20_runs.ipynb #78d7df22
 import dataclasses, functools, hashlib, json, math, os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from . import calibrators, distillers  # so that their objectives can be found by name
 from .data import Dataset
 from .networks.core import network
 from .objectives import NLL, Objective, nearest, require
@@ -194,7 +195,25 @@ def short(
     parts = [f"{f.name}={short(v) if dataclasses.is_dataclass(v := getattr(value, f.name)) else v}" for f in changed]
     return f"{type(value).__name__}({', '.join(parts)})" if parts else type(value).__name__
 
-# %% ../nbs/20_runs.ipynb #81a786dc
+# %% ../nbs/20_runs.ipynb #765be8a5
+def objectives() -> dict[str, type[Objective]]:
+    "All objectives defined so far, by name"
+    def below(cls: type) -> list: return [c for s in cls.__subclasses__() for c in (s, *below(s))]
+    return {c.__name__: c for c in below(Objective) if c.loss is not Objective.loss}
+
+# %% ../nbs/20_runs.ipynb #f54e118a
+def objective(
+    name: str,     # e.g. "MDCA"
+    **parameters,  # the method's hyper-parameters, e.g. beta=5
+) -> Objective:    # raises ValueError for an unknown name or parameter
+    "The objective with this name"
+    known = objectives()
+    require(name in known, f"no objective is called '{name}'{nearest(name, sorted(known))}")
+    fields = [f.name for f in dataclasses.fields(known[name])]
+    for p in parameters: require(p in fields, f"{name} has no parameter '{p}'{nearest(p, fields)}")
+    return known[name](**parameters)
+
+# %% ../nbs/20_runs.ipynb #bbb4078d
 def cohorts(
     runs: list[Run],
 ) -> list[list[Run]]:  # runs in one list share data set, recipe, seed and teacher

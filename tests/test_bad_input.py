@@ -12,8 +12,8 @@ from calibkd.calibrators import LS, MDCA, Focal, MixUp, fit_temperature
 from calibkd.data import Dataset
 from calibkd.distillers import KD
 from calibkd.metrics import ece, evaluate
-from calibkd.objectives import NLL, objective
-from calibkd.runs import Recipe, Run, Weights, pretrained
+from calibkd.objectives import NLL
+from calibkd.runs import Recipe, Run, Weights, objective, pretrained
 from calibkd.store import Store
 from calibkd.sweep import train
 

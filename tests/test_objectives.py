@@ -10,10 +10,10 @@ from torch import nn
 
 from calibkd.calibrators import LS, MDCA, TS, CutMix, Focal, MixUp, fit_temperature
 from calibkd.data import Dataset
-from calibkd.distillers import KD, Distiller
+from calibkd.distillers import KD
 from calibkd.networks.core import network
-from calibkd.objectives import NLL, Around, Batch, Objective, Output, Seen, objective, objectives
-from calibkd.runs import Recipe, Run, identity
+from calibkd.objectives import NLL, Objective
+from calibkd.runs import Recipe, Run, identity, objective, objectives
 from calibkd.store import Store
 from calibkd.sweep import train
 from calibkd.training import Batches, Member, Teacher, device, fit, fixed_threads, one_epoch, write_checkpoint
