@@ -105,13 +105,13 @@ _PAPER_BAYES = {10: 0.90, 100: 0.95}  # where essence's Table 1 has its posterio
 
 
 def _even_means(classes: int, rng: np.random.Generator, candidates: int = 10) -> np.ndarray:
-    """Points spread evenly over a square of unit variance: each is the farthest of some random candidates."""
-    means = rng.uniform(-1, 1, (1, 2))
+    """Points spread evenly over the square [-3, 3]²: each is the farthest of some random candidates."""
+    means = rng.uniform(-3, 3, (1, 2))
     while len(means) < classes:
-        new = rng.uniform(-1, 1, (candidates, 2))
+        new = rng.uniform(-3, 3, (candidates, 2))
         gaps = np.linalg.norm(new[:, None] - means, axis=2).min(1)
         means = np.vstack([means, new[gaps.argmax()]])
-    return means * np.sqrt(3)
+    return means
 
 
 def _random_covs(classes: int, rng: np.random.Generator) -> np.ndarray:
