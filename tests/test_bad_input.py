@@ -13,7 +13,7 @@ from calibkd.data import Dataset
 from calibkd.distillers import KD
 from calibkd.metrics import ece, evaluate
 from calibkd.objectives import NLL
-from calibkd.runs import Recipe, Run, Weights, objective, pretrained
+from calibkd.runs import Recipe, Run, Weights, named_recipe, objective, pretrained
 from calibkd.store import Store
 from calibkd.sweep import train
 
@@ -46,6 +46,7 @@ TABLE = {
     "unknown network": (lambda d: Run(DIGITS, "resnet-8"), ValueError, "resnet8"),
     "unknown objective": (lambda d: objective("MCDA"), ValueError, "MDCA"),
     "unknown hyper-parameter": (lambda d: objective("MDCA", bta=1), ValueError, "beta"),
+    "unknown recipe": (lambda d: named_recipe("kdc"), ValueError, "kdc_"),
     "unknown schedule": (lambda d: Recipe(schedule="cosin"), ValueError, "cosine"),
     "unknown precision": (lambda d: Recipe(precision="fp16"), ValueError, "fp32"),
     "unknown augmentation": (lambda d: train([Run(DIGITS, "resnet8", recipe=replace(ONE, augment="crops"))], workers=1), ValueError, "crop"),
