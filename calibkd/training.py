@@ -33,7 +33,8 @@ def fixed_threads() -> Iterator[None]:
     "Train with CALIBKD_THREADS threads (1 by default), so that a run has the same bits alone and in a pool"
     before = torch.get_num_threads()
     torch.set_num_threads(int(os.environ.get("CALIBKD_THREADS", 1)))
-    try: yield
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True): yield
     finally: torch.set_num_threads(before)
 
 # %% ../nbs/30_training.ipynb #dfbb31e7
