@@ -101,7 +101,7 @@ def error(
     return approximant(order)(x) - torch.as_tensor(x, dtype=torch.float64).exp()
 
 # %% ../nbs/01_approximants.ipynb #62ae258c
-def _bisect(better: Callable[[float], bool], inside: float, outside: float) -> float:
+def _bisect(better: Callable[[float], Tensor], inside: float, outside: float) -> float:
     """The edge between a point where `better` holds and one where it does not."""
     for _ in range(60):
         middle = (inside + outside) / 2
@@ -109,14 +109,16 @@ def _bisect(better: Callable[[float], bool], inside: float, outside: float) -> f
     return (inside + outside) / 2
 
 
-def _edge(better: Callable[[Tensor], Tensor], limit: float, steps: int) -> float:
-    """The first point from 0 towards `limit` where `better` fails, `limit` if it never does, 0 if at once."""
+def _edge(a: Order, b: Order, limit: float, steps: int) -> float:
+    """The first point from 0 towards `limit` where `a` is not better, `limit` if it always is, 0 if at once."""
     grid = torch.linspace(0, limit, steps + 1, dtype=torch.float64)[1:]
-    fails = (~better(grid)).nonzero()
+    mine, theirs = error(grid, a).abs(), error(grid, b).abs()
+    visible = torch.maximum(mine, theirs) > 1e-14 * (1 + grid.exp())
+    grid, fails = grid[visible], (mine >= theirs)[visible].nonzero()
     if not len(fails):
         return float(limit)
     first = int(fails[0])
-    return _bisect(better, grid[first - 1].item(), grid[first].item()) if first else 0.0
+    return _bisect(lambda x: error(x, a).abs() < error(x, b).abs(), *grid[first - 1:first + 1].tolist()) if first else 0.0
 
 
 def better_range(
@@ -129,7 +131,4 @@ def better_range(
     """The interval around 0 in which approximant `a` of the exponential is closer than `b`."""
     if not low < 0 < high:
         raise ValueError(f"low={low}, high={high}: the range must contain 0.")
-
-    def better(x: float | Tensor) -> Tensor:
-        return error(x, a).abs() < error(x, b).abs()
-    return _edge(better, low, steps), _edge(better, high, steps)
+    return _edge(a, b, low, steps), _edge(a, b, high, steps)

@@ -6,7 +6,7 @@
 __all__ = ['METRICS', 'POSTERIOR', 'needs', 'floors', 'pieces', 'work', 'try_lock', 'train', 'train_floor', 'spread',
            'epochs_done', 'process_pool', 'Results', 'traits']
 
-# %% ../nbs/41_sweep.ipynb #0360b03c
+# %% ../nbs/41_sweep.ipynb #343792f3
 import contextlib, dataclasses, os, math, time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, wait
@@ -21,12 +21,12 @@ from .runs import Run, cohorts
 from .store import Store, hardware
 from .training import device, fit, read_note
 
-# %% ../nbs/41_sweep.ipynb #ddcc2698
+# %% ../nbs/41_sweep.ipynb #d3000f82
 def needs(run: Run) -> list[Run]:
     "The runs that must be trained before this one"
     return [r for r in (run.teacher, run.init) if isinstance(r, Run)]
 
-# %% ../nbs/41_sweep.ipynb #8034adfd
+# %% ../nbs/41_sweep.ipynb #10a2c6db
 def floors(
     runs: Iterable[Run],
 ) -> list[list[Run]]:  # each run once; what a run needs lies on a lower floor
@@ -40,7 +40,7 @@ def floors(
     for run in runs: place(run)
     return [[known[i] for i in known if height[i] == h] for h in sorted(set(height.values()))]
 
-# %% ../nbs/41_sweep.ipynb #6cf08c90
+# %% ../nbs/41_sweep.ipynb #5acf4dd8
 def pieces(
     runs: list[Run],  # of one floor
     workers: int,     # that train at the same time
@@ -50,7 +50,7 @@ def pieces(
     cuts = workers // math.gcd(len(groups), workers)
     return [c[i::min(cuts, len(c))] for c in groups for i in range(min(cuts, len(c)))]
 
-# %% ../nbs/41_sweep.ipynb #3c8694be
+# %% ../nbs/41_sweep.ipynb #ec113c81
 def work(
     runs: list[Run],   # one piece
     root: str,         # of the store
@@ -69,7 +69,7 @@ def work(
         for member in members: store.put(member, data)
     return len(mine)
 
-# %% ../nbs/41_sweep.ipynb #e7320787
+# %% ../nbs/41_sweep.ipynb #9fc1e8f9
 def try_lock(store: Store, run: Run, held: contextlib.ExitStack) -> bool:
     "Lock a run until the stack closes, unless another process holds it"
     lock = store.lock(run)
@@ -78,7 +78,7 @@ def try_lock(store: Store, run: Run, held: contextlib.ExitStack) -> bool:
     held.callback(lock.release)
     return True
 
-# %% ../nbs/41_sweep.ipynb #50f3097b
+# %% ../nbs/41_sweep.ipynb #b69f05eb
 def train(
     runs: Sequence[Run],                # asked for; their teachers come by themselves
     store: Store | None = None,         # default: the user's own
@@ -98,7 +98,7 @@ def train(
         trained = sum(train_floor([r for r in f if r.id in lacking], store, workers, executor, progress) for f in plan)
     return Results(runs, store, trained)
 
-# %% ../nbs/41_sweep.ipynb #ef36a154
+# %% ../nbs/41_sweep.ipynb #08106b77
 def train_floor(runs: list[Run], store: Store, workers: int, executor: Executor | None, progress: "tqdm") -> int:
     "Train one floor, and come back for runs that another process had in hand; returns how many were trained here"
     count = 0
@@ -111,7 +111,7 @@ def train_floor(runs: list[Run], store: Store, workers: int, executor: Executor 
         if not trained: time.sleep(0.5)  # all that is missing is being trained by somebody else
     return count
 
-# %% ../nbs/41_sweep.ipynb #438ecd9c
+# %% ../nbs/41_sweep.ipynb #7d5d1bbc
 def spread(parts: list[list[Run]], store: Store, workers: int, executor: Executor | None, progress: "tqdm") -> int:
     "Train pieces in a pool of processes, watching the store to move the bar"
     pool = executor or process_pool(workers)
@@ -119,7 +119,7 @@ def spread(parts: list[list[Run]], store: Store, workers: int, executor: Executo
     before = sum(read_note(store.checkpoint(r))["epoch"] for r in runs)
     jobs = [pool.submit(work, p, str(store.root)) for p in parts]
     try:
-        while wait(jobs, timeout=0.5).not_done: progress.update(start + epochs_done(runs, store) - before - progress.n)
+        while wait(jobs, timeout=2).not_done: progress.update(start + epochs_done(runs, store) - before - progress.n)
         progress.update(start + epochs_done(runs, store) - before - progress.n)
         return sum(job.result() for job in jobs)
     except BaseException:
@@ -127,18 +127,18 @@ def spread(parts: list[list[Run]], store: Store, workers: int, executor: Executo
         if executor is None: pool.shutdown(wait=True, kill_workers=True)
         raise
 
-# %% ../nbs/41_sweep.ipynb #37c6f0fb
+# %% ../nbs/41_sweep.ipynb #bace03cd
 def epochs_done(runs: list[Run], store: Store) -> int:
     "How many epochs of these runs are behind us"
     return sum(r.epochs if store.entry(r).is_dir() else read_note(store.checkpoint(r))["epoch"] for r in runs)
 
-# %% ../nbs/41_sweep.ipynb #cb778fa1
+# %% ../nbs/41_sweep.ipynb #25a39a95
 def process_pool(workers: int) -> Executor:
     "Fresh processes that also know what was defined in a notebook cell"
     from loky import get_reusable_executor
     return get_reusable_executor(max_workers=workers, timeout=60, env={"OMP_NUM_THREADS": "1"})
 
-# %% ../nbs/41_sweep.ipynb #65f85e4d
+# %% ../nbs/41_sweep.ipynb #22e7a214
 class Results:
     "Trained runs and their numbers, read from the store"
     def __init__(
@@ -185,11 +185,11 @@ class Results:
                 "precision": sorted({self.store.meta(r)["precision"] for r in everything}),
                 "runs": [r.id for r in everything], "trained": self.trained, "cached": len(everything) - self.trained}
 
-# %% ../nbs/41_sweep.ipynb #378dc36f
+# %% ../nbs/41_sweep.ipynb #b44e9917
 METRICS = tuple(evaluate(torch.zeros(2, 2), torch.tensor([0, 1])))
 POSTERIOR = {"true_ece": true_calibration_error, "posterior_gap": posterior_gap}
 
-# %% ../nbs/41_sweep.ipynb #7e5c3228
+# %% ../nbs/41_sweep.ipynb #d6b0c986
 def traits(run: Run) -> dict:
     "What a run is, as columns of a table"
     fields = {k: v for k, v in vars(run.objective).items() if not isinstance(v, Objective)}

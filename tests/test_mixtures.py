@@ -116,7 +116,7 @@ def test_same_seed_same_points_and_streams_do_not_meet():
     assert not torch.equal(MIXTURE.sample(50, 1)[0], MIXTURE.sample(50, 2)[0])
     latent, labels = TEXTURES.mixture.sample(100, TEXTURES.seed)
     noise = latent - TEXTURES.mixture.means[labels]
-    assert not np.isin(noise.numpy().round(6), TEXTURES.mixture.means.numpy().round(6)).any()
+    assert not np.isin(noise.numpy().round(10), TEXTURES.mixture.means.numpy().round(10)).any()
 
 
 def test_sampling_leaves_the_global_random_state_alone():
@@ -229,9 +229,9 @@ def test_super_classes_are_the_coarse_structure():
 
 
 def test_sampling_is_fast():
-    start = time.perf_counter()
+    start = time.process_time()  # seconds of computing: the cores may be shared
     TEXTURES.sample(2800, 0)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 # ---------------------------------------------------------------- their use: stacked networks, essence's Table 1
