@@ -9,8 +9,8 @@ __all__ = ['PRESETS', 'KINDS', 'INJECTED', 'NOT_OURS', 'ABSOLUTE', 'HEAD', 'STAR
            'refuse_untagged', 'plain', 'faithful', 'variant', 'last_part', 'tidy', 'Claim', 'processor', 'machine',
            'in_words', 'versions', 'commit', 'pictures', 'comma_separated', 'marked', 'Exhibit', 'resolve',
            'declared_by', 'hints', 'now', 'as_json', 'spread', 'printed', 'beside', 'cell_of', 'by_row', 'Notebook',
-           'notebook_folder', 'exhibits', 'in_order', 'saved', 'everything_saved', 'duration', 'rows_of', 'scoreboard',
-           'update_readme']
+           'notebook_folder', 'exhibits', 'in_order', 'saved', 'everything_saved', 'duration', 'effort', 'rows_of',
+           'scoreboard', 'update_readme']
 
 # %% ../nbs/60_exhibits.ipynb #37d3dcae
 import ast, hashlib, io, json, math, os, platform, re, subprocess, tempfile, time, tokenize
@@ -681,18 +681,25 @@ def duration(
 # %% ../nbs/60_exhibits.ipynb #56f4a37c
 HEAD = ("exhibit", "claim", "paper", "ours", "preset", "data", "hardware", "time", "verdict")
 
-# %% ../nbs/60_exhibits.ipynb #2c4cbe34
+# %% ../nbs/60_exhibits.ipynb #716dc48c
+def effort(
+    result: dict,   # as `saved` gives it
+) -> float:         # seconds
+    "How long the exhibit takes from nothing: this run, or the training of its networks, whenever that was"
+    return max(result["seconds"], (result.get("training") or {}).get("seconds", 0))
+
+# %% ../nbs/60_exhibits.ipynb #d2542f3f
 def rows_of(
     result: dict,         # as `saved` gives it
 ) -> list[list[str]]:     # a row for each claim, in the order of `HEAD`
     "The scoreboard's rows of one exhibit"
     data = result["parameters"].get("data", result["parameters"].get("dataset", "–"))
     data = ", ".join(map(str, data)) if isinstance(data, list) else str(data)
-    setting = [result["preset"], data, in_words(result["hardware"]), duration(result["seconds"])]
+    setting = [result["preset"], data, in_words(result["hardware"]), duration(effort(result))]
     numbers = lambda c: [c["paper"] or "–", c["ours"] or c["evidence"] or "–"]
     return [[result["exhibit"], c["text"], *numbers(c), *setting, c["verdict"]] for c in result["claims"]]
 
-# %% ../nbs/60_exhibits.ipynb #73eabf13
+# %% ../nbs/60_exhibits.ipynb #40f14b45
 def scoreboard(
     root: Path | None = None,     # the results folder; default: `results_root()`
     names: Iterable[str] = (),    # exhibits that are listed as "not run" if there is nothing of them
@@ -705,10 +712,10 @@ def scoreboard(
     cell = lambda text: re.sub(r"\s+", " ", text).replace("|", r"\|")
     return "\n".join(f"| {' | '.join(map(cell, row))} |" for row in [HEAD, ["---"] * len(HEAD), *rows])
 
-# %% ../nbs/60_exhibits.ipynb #22ed2cc3
+# %% ../nbs/60_exhibits.ipynb #496053ed
 START, END = "<!-- scoreboard -->", "<!-- /scoreboard -->"
 
-# %% ../nbs/60_exhibits.ipynb #36c5f7c5
+# %% ../nbs/60_exhibits.ipynb #7e6deff8
 def update_readme(
     path: str | Path = "README.md",   # a text that holds both markers
     root: Path | None = None,         # the results folder; default: `results_root()`

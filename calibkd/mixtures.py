@@ -80,7 +80,7 @@ class GaussianMixture:
     ) -> Tensor:  # log q_k(x), (n, K) float64
         """Logarithm of the class probabilities, exact wherever the points lie."""
         if x.ndim != 2 or x.shape[1] != self.means.shape[1]:
-            raise ValueError(f"points of shape (n, {self.means.shape[1]}) expected; got {tuple(x.shape)}.")
+            raise ValueError(f"points of shape (n, {self.means.shape[1]}) expected, got {tuple(x.shape)}.")
         parts = [_log_joint(part, self.means, self._factors[1], self.weights.log())
                  for part in x.to(torch.float64).split(4096)]  # bounds the (K, n, d) intermediate
         return torch.cat(parts).log_softmax(1)
@@ -105,10 +105,10 @@ _PAPER_BAYES = {10: 0.90, 100: 0.95}  # where essence's Table 1 has its posterio
 
 
 def _even_means(classes: int, rng: np.random.Generator, candidates: int = 10) -> np.ndarray:
-    """Points spread evenly over the square [-3, 3]²: each is the farthest of some random candidates."""
-    means = rng.uniform(-3, 3, (1, 2))
+    """Points spread evenly over the square [-5, 5]²: each is the farthest of some random candidates."""
+    means = rng.uniform(-5, 5, (1, 2))
     while len(means) < classes:
-        new = rng.uniform(-3, 3, (candidates, 2))
+        new = rng.uniform(-5, 5, (candidates, 2))
         gaps = np.linalg.norm(new[:, None] - means, axis=2).min(1)
         means = np.vstack([means, new[gaps.argmax()]])
     return means
@@ -129,10 +129,10 @@ def gaussian_mixture(
     """A random mixture in the plane whose Bayes accuracy is chosen."""
     bayes = _PAPER_BAYES.get(classes, 0.90) if bayes is None else bayes
     if classes < 2 or not 1 / classes < bayes < 1:
-        raise ValueError(f"classes={classes} and bayes={bayes}: need two classes and an accuracy between chance and 1.")
+        raise ValueError(f"classes={classes}, bayes={bayes}: need 2 classes or more, and more than chance, below 1.")
     rng = _rng(_STRUCTURE, seed)
     means, covs = _even_means(classes, rng), _random_covs(classes, rng)
-    low, high = -12.0, 6.0  # log of the covariance scale: from no overlap to nothing but overlap
+    low, high = -12.0, 6.0  # log of the covariance scale, from no overlap to nothing but overlap
     for _ in range(14):
         mixture = GaussianMixture(means, covs * np.exp((low + high) / 2), np.full(classes, 1 / classes))
         low, high = ((low + high) / 2, high) if mixture.bayes_accuracy() > bayes else (low, (low + high) / 2)
@@ -203,7 +203,7 @@ class Textures:
         self,
         n: int,  # number of images
         seed: int,  # of the draw
-    ) -> tuple[Tensor, Tensor, Tensor]:  # images (n, 3, size, size) float32, labels (n,) int64, posterior (n, C) float32
+    ) -> tuple[Tensor, Tensor, Tensor]:  # float32 images (n, 3, size, size), int64 labels (n,), float32 posterior (n, C)
         """Draw images with their labels and their true class probabilities."""
         latent, labels = self.mixture.sample(n, seed)
         return self.render(latent, seed), labels, self.mixture.posterior(latent).float()
@@ -214,7 +214,7 @@ class Textures:
     ) -> Tensor:  # (n, gratings) float64
         """Recover the latent of images: project on the gratings, take the norm, invert the softplus."""
         if images.shape[1:] != (3, self.size, self.size):
-            raise ValueError(f"images of shape (n, 3, {self.size}, {self.size}) expected; got {tuple(images.shape)}.")
+            raise ValueError(f"images (n, 3, {self.size}, {self.size}) expected, got {tuple(images.shape)}.")
         coefs = images.to(torch.float64).flatten(2) @ self._basis.T * (2 / self.size ** 2)
         amplitude = coefs.unflatten(2, (2, -1)).square().sum((1, 2)).sqrt()
         return amplitude.clamp_min(1e-9).expm1().log()

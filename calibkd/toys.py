@@ -22,10 +22,10 @@ Layers = list[tuple[Tensor, Tensor]]  # weights (K, fan in, fan out) and biases 
 Activation = Callable[[Tensor], Tensor]  # elementwise
 
 
-def _uniform(fan_in: int, rows: int, fan_out: int, rngs: Sequence[torch.Generator], dtype: torch.dtype) -> Tensor:
-    """One (rows, fan_out) block per network, uniform in ±1/sqrt(fan_in), each from its own generator."""
-    draws = [torch.rand(rows, fan_out, generator=rng, dtype=torch.float64) for rng in rngs]
-    return ((2 * torch.stack(draws) - 1) / fan_in ** 0.5).to(dtype).requires_grad_()
+def _uniform(shape: tuple[int, int], bound: float, rngs: Sequence[torch.Generator], dtype: torch.dtype) -> Tensor:
+    """A block per network, uniform in ±bound, each from its own generator."""
+    draws = [torch.rand(shape, generator=rng, dtype=torch.float64) for rng in rngs]
+    return ((2 * torch.stack(draws) - 1) * bound).to(dtype).requires_grad_()
 
 
 def stack(
@@ -34,7 +34,8 @@ def stack(
     dtype: torch.dtype = torch.float32,  # of the weights
 ) -> Layers:
     """Initial weights of a stack of multi-layer perceptrons."""
-    return [(_uniform(i, i, o, rngs, dtype), _uniform(i, 1, o, rngs, dtype)) for i, o in zip(widths, widths[1:])]
+    return [(_uniform((i, o), i ** -0.5, rngs, dtype), _uniform((1, o), i ** -0.5, rngs, dtype))
+            for i, o in zip(widths, widths[1:])]
 
 
 def forward(
@@ -65,9 +66,9 @@ def soft_cross_entropy(
 
 def _check_fit(x: Tensor, targets: Tensor, which: Sequence[int], seeds: Sequence[int]) -> None:
     if targets.ndim != 3 or targets.shape[1] != len(x):
-        raise ValueError(f"targets of shape (S, {len(x)}, C) expected for {len(x)} points; got {tuple(targets.shape)}.")
+        raise ValueError(f"targets (S, {len(x)}, C) expected for {len(x)} points, got {tuple(targets.shape)}.")
     if len(which) != len(seeds) or not set(which) <= set(range(len(targets))):
-        raise ValueError(f"which={list(which)}: need one of 0 to {len(targets) - 1} for each of the {len(seeds)} seeds.")
+        raise ValueError(f"which={list(which)}: need one of 0 to {len(targets) - 1} for each of {len(seeds)} seeds.")
 
 
 def fit(
@@ -112,7 +113,7 @@ def judge(
             "true_ece": true_calibration_error(logits, q, n_bins),
             "gap": posterior_gap(logits, q),
             "nll": nll(logits, labels),
-            "kl": F.kl_div(logits.double().log_softmax(1), log_posterior, reduction="batchmean", log_target=True).item()}
+            "kl": (q * (log_posterior - logits.double().log_softmax(1))).sum(1).mean().item()}
 
 # %% ../nbs/25_toys.ipynb #a31510ba
 SUPERVISIONS = ("one-hot", "posterior")
@@ -135,15 +136,16 @@ def posterior_table(
     dtype: torch.dtype = torch.float32,  # of the networks
     activation: Activation = torch.tanh,  # between the layers (unverified)
     **options: object,  # hidden, lr, momentum, batch: see `fit`
-) -> pd.DataFrame:  # a row per run: classes, supervision, seed, top1, true_top1, ece, true_ece, gap, nll, kl, bayes
+) -> pd.DataFrame:  # a row per run: classes, supervision, seed, what `judge` says, and bayes, the optimal true_top1
     """Train networks on labels and on the true posterior, and judge them against both."""
-    mixture, seeds = gaussian_mixture(classes, data_seed), list(range(seed, seed + runs))
+    mixture = gaussian_mixture(classes, data_seed)
+    seeds, which = list(range(seed, seed + runs)), [0] * runs + [1] * runs
     x, labels, log_q = _points(mixture, train, 2 * data_seed)
     new_x, new_labels, new_log_q = _points(mixture, test, 2 * data_seed + 1)
     targets = torch.stack([F.one_hot(labels, classes).to(dtype), log_q.exp().to(dtype)])
     with bar(epochs, f"{2 * runs} networks, {classes} classes", "epoch") as progress:
-        layers = fit(x.to(dtype), targets, [0] * runs + [1] * runs, 2 * seeds, activation=activation, epochs=epochs,
-                     tick=progress.update, **options)
+        options |= dict(activation=activation, epochs=epochs, tick=progress.update)
+        layers = fit(x.to(dtype), targets, which, 2 * seeds, **options)
     key = [dict(classes=classes, supervision=name, seed=s) for name in SUPERVISIONS for s in seeds]
     scores = [judge(logits, new_labels, new_log_q) for logits in forward(layers, new_x.to(dtype), activation)]
     return pd.DataFrame([a | b for a, b in zip(key, scores)]).assign(bayes=new_log_q.exp().amax(1).mean().item())

@@ -112,3 +112,14 @@ def test_the_environments_agree():
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())
     pip = next(d["pip"] for d in conda["dependencies"] if isinstance(d, dict))
     assert "-c constraints.txt" in pip and "-e .[dev]" in pip
+
+
+def test_the_scoreboard_is_current():
+    from calibkd.exhibits import exhibits, update_readme
+    stale = update_readme(ROOT / "README.md", ROOT / "results", [e.name for e in exhibits(ROOT / "nbs")], check=True)
+    assert not stale, "run `calibkd scoreboard`"
+
+
+def test_results_name_no_path_of_a_machine():
+    for path in [*(ROOT / "results").rglob("*.json"), *(ROOT / "results").rglob("*.csv")]:
+        assert not re.search(r"(?<![\w.])/(?:work|root|tmp|home)/", path.read_text()), path.name
