@@ -151,10 +151,6 @@ class Results:
 
     def __repr__(self) -> str: return f"Results of {len(self.runs)} runs ({self.trained} trained now)"
 
-    def __add__(self, other: "Results") -> "Results":
-        "Both sets of results"
-        return Results(self.runs + other.runs, self.store, self.trained + other.trained)
-
     def logits(self, run: Run, split: str = "test") -> tuple[Tensor, Tensor]:
         "Logits (N, C) and labels (N,) of a run"
         return self.store.logits(run, split)
