@@ -7,12 +7,12 @@ __all__ = ['label_smoothing', 'LS', 'focal', 'Focal', 'mdca', 'MDCA', 'mixed', '
            'Tempered', 'TS']
 
 # %% ../nbs/11_calibrators.ipynb #6f8c0572
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 from .augment import beta, mixup, cutmix
-from .objectives import Around, Batch, NLL, Objective, Output, Seen, require
+from .objectives import Around, Batch, Objective, Seen, require
 
 # %% ../nbs/11_calibrators.ipynb #ff400125
 def label_smoothing(

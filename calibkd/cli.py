@@ -7,9 +7,9 @@ __all__ = ['STOPPED', 'SENTENCES', 'OneSentence', 'main', 'times', 'outcome', 'l
            'run_exhibits', 'run_one', 'place_of', 'environment', 'execute', 'failure', 'nearby', 'report', 'line_of',
            'stored_runs', 'verify_runs', 'update_scoreboard']
 
-# %% ../nbs/61_cli.ipynb #70e68fa9
-import json, logging, os, re, sys, tempfile
-from collections.abc import Callable, Iterator, Sequence
+# %% ../nbs/61_cli.ipynb #f81f1c32
+import json, logging, os, sys, tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 import click

@@ -6,12 +6,11 @@
 __all__ = ['Distiller', 'kd', 'KD']
 
 # %% ../nbs/12_distillers.ipynb #9a122386
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 import torch.nn.functional as F
-from .objectives import Around, Batch, NLL, Output, Seen, nearest, require
+from .objectives import Around, Seen, nearest, require
 
 # %% ../nbs/12_distillers.ipynb #d933fa50
 @dataclass(frozen=True, kw_only=True)

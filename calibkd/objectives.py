@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Batch', 'Output', 'Seen', 'Setting', 'require', 'Objective', 'NLL', 'Around', 'nearest']
 
-# %% ../nbs/08_objectives.ipynb #80505bc7
-import dataclasses, difflib
+# %% ../nbs/08_objectives.ipynb #3cb5cd51
+import difflib
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 import torch

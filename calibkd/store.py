@@ -6,7 +6,7 @@
 __all__ = ['FILES', 'hardware', 'store_root', 'checksum', 'faults', 'Store', 'same', 'summary', 'write_entry', 'describe_member']
 
 # %% ../nbs/40_store.ipynb #96e383bb
-import contextlib, hashlib, json, os, platform, shutil, time, uuid, warnings
+import contextlib, hashlib, json, os, platform, shutil, uuid, warnings
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from .data import Loaded
 from .metrics import evaluate
 from .runs import Run, canonical, describe
 from .training import Member, build, device, logits_of
@@ -102,7 +103,7 @@ class Store:
         aside.parent.mkdir(exist_ok=True)
         with contextlib.suppress(FileNotFoundError): os.rename(self.entry(run), aside)
 
-    def put(self, member: Member, data: "Loaded") -> None:
+    def put(self, member: Member, data: Loaded) -> None:
         "Keep a trained run: write it elsewhere, rename it into place"
         tmp = self.root / "tmp" / f"{member.run.id}-{uuid.uuid4().hex[:8]}"
         tmp.mkdir()
@@ -163,7 +164,7 @@ def summary(entry: Path) -> dict:
 def write_entry(
     folder: Path,      # an empty folder
     member: Member,    # trained
-    data: "Loaded",    # its data set
+    data: Loaded,      # its data set
 ) -> None:
     "All files of an entry, the manifest last"
     keep = lambda d: {k: v.detach().cpu().contiguous() for k, v in d.items()}

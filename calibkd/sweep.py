@@ -6,19 +6,20 @@
 __all__ = ['METRICS', 'POSTERIOR', 'needs', 'floors', 'pieces', 'work', 'try_lock', 'train', 'train_floor', 'spread',
            'epochs_done', 'process_pool', 'Results', 'traits']
 
-# %% ../nbs/41_sweep.ipynb #343792f3
-import contextlib, dataclasses, os, math, time
+# %% ../nbs/41_sweep.ipynb #7356d6e0
+import contextlib, math, os, time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import Executor, wait
 import pandas as pd
 import torch
 from filelock import Timeout
+from tqdm import tqdm
 from torch import Tensor, nn
 from .metrics import evaluate, true_calibration_error, posterior_gap
 from .objectives import Objective, nearest, require
 from .progress import bar
 from .runs import Run, cohorts
-from .store import Store, hardware
+from .store import Store
 from .training import device, fit, read_note
 
 # %% ../nbs/41_sweep.ipynb #d3000f82
@@ -99,7 +100,7 @@ def train(
     return Results(runs, store, trained)
 
 # %% ../nbs/41_sweep.ipynb #08106b77
-def train_floor(runs: list[Run], store: Store, workers: int, executor: Executor | None, progress: "tqdm") -> int:
+def train_floor(runs: list[Run], store: Store, workers: int, executor: Executor | None, progress: tqdm) -> int:
     "Train one floor, and come back for runs that another process had in hand; returns how many were trained here"
     count = 0
     while missing := [r for r in runs if not store.holds(r)]:
@@ -112,7 +113,7 @@ def train_floor(runs: list[Run], store: Store, workers: int, executor: Executor 
     return count
 
 # %% ../nbs/41_sweep.ipynb #7d5d1bbc
-def spread(parts: list[list[Run]], store: Store, workers: int, executor: Executor | None, progress: "tqdm") -> int:
+def spread(parts: list[list[Run]], store: Store, workers: int, executor: Executor | None, progress: tqdm) -> int:
     "Train pieces in a pool of processes, watching the store to move the bar"
     pool = executor or process_pool(workers)
     runs, start = [r for p in parts for r in p], progress.n

@@ -10,7 +10,6 @@ __all__ = ['device', 'fixed_threads', 'keep_memory', 'precision', 'build', 'Reno
 # %% ../nbs/30_training.ipynb #d8bf90dc
 import contextlib, ctypes, functools, json, math, os, time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 import torch
 from torch import Tensor, nn
