@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STOPPED', 'SENTENCES', 'OneSentence', 'main', 'times', 'outcome', 'list_exhibits', 'chosen', 'parsed', 'check',
-           'run_exhibits', 'run_one', 'place_of', 'environment', 'execute', 'failure', 'nearby', 'report', 'line_of',
-           'stored_runs', 'verify_runs', 'update_scoreboard']
+           'run_exhibits', 'tally', 'run_one', 'place_of', 'environment', 'execute', 'failure', 'nearby', 'report',
+           'line_of', 'stored_runs', 'verify_runs', 'update_scoreboard']
 
 # %% ../nbs/61_cli.ipynb #f81f1c32
 import json, logging, os, sys, tempfile
@@ -120,16 +120,28 @@ def run_exhibits(
     notebooks = chosen(names, everything)
     for notebook in notebooks: check(notebook, parameters)
     ex.writable(ex.results_root())
-    failed = [n.name for n in notebooks if not run_one(n, parameters, alone=len(notebooks) == 1)]
+    results = {n.name: run_one(n, parameters, alone=len(notebooks) == 1) for n in notebooks}
+    failed = [name for name, result in results.items() if result is None]
+    if len(notebooks) > 1 and (said := tally([r for r in results.values() if r])): click.echo(said)
     if failed and len(notebooks) > 1: click.echo(f"Failed: {', '.join(failed)}", err=True)
     if failed: sys.exit(1)
 
-# %% ../nbs/61_cli.ipynb #de5094fa
+# %% ../nbs/61_cli.ipynb #3378bb09
+def tally(
+    results: list[dict],  # as `exhibits.saved` gives them
+) -> str:                # empty if they name none
+    "How many networks the exhibits name, how many are different, how many were trained now"
+    named = [r["training"]["runs"] for r in results if r["training"].get("runs")]
+    trained = sum(r["training"].get("trained", 0) for r in results)
+    if not named: return ""
+    return f"The exhibits name {sum(map(len, named))} networks, {len(set().union(*named))} of them different; {trained} were trained now."
+
+# %% ../nbs/61_cli.ipynb #ab3efc76
 def run_one(
     notebook: Notebook,             # an exhibit
     parameters: dict[str, object],  # its parameters
     alone: bool = True,             # else messages begin with the exhibit's name
-) -> bool:                          # False if it failed
+) -> dict | None:                   # what it saved, empty if nothing; None if it failed
     "Run one exhibit, file the executed notebook, and say what came out"
     from papermill import PapermillExecutionError
     with tempfile.TemporaryDirectory(prefix="calibkd-") as scratch:
@@ -139,10 +151,11 @@ def run_one(
         left = json.loads(receipt.read_text()) if receipt.exists() else {"folder": None, "saved": False}
         place = place_of(notebook.name, left["folder"])
         ex.write(place, output.read_bytes())
-    report(notebook, Path(left["folder"]) if left["saved"] else None, place)
-    return True
+    result = ex.saved(Path(left["folder"])) if left["saved"] else None
+    report(notebook, result, place)
+    return result or {}
 
-# %% ../nbs/61_cli.ipynb #a0e8c3aa
+# %% ../nbs/61_cli.ipynb #bb6966f4
 def place_of(
     name: str,            # of the exhibit
     folder: str | None,   # where its results are
@@ -151,7 +164,7 @@ def place_of(
     default = folder in (None, str(ex.results_root() / name))
     return (ex.results_root() if default else Path(folder)) / f"{name}.ipynb"
 
-# %% ../nbs/61_cli.ipynb #c5d3b62b
+# %% ../nbs/61_cli.ipynb #e78dd683
 @contextmanager
 def environment(**variables: str) -> Iterator[None]:
     "Environment variables for the kernel, taken back afterwards"
@@ -162,7 +175,7 @@ def environment(**variables: str) -> Iterator[None]:
         for name in variables: del os.environ[name]
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
-# %% ../nbs/61_cli.ipynb #d07137cf
+# %% ../nbs/61_cli.ipynb #bef1040d
 def execute(
     source: Path,                   # the notebook; it is not changed
     output: Path,                   # the executed copy
@@ -178,16 +191,16 @@ def execute(
         papermill.execute_notebook(
             str(source), str(output), parameters, progress_bar=cells, cwd=os.getcwd(), extra_arguments=quiet)
 
-# %% ../nbs/61_cli.ipynb #0ed7a80e
+# %% ../nbs/61_cli.ipynb #d7910cc7
 SENTENCES = ("ValueError", "OSError", "FileNotFoundError", "PermissionError")
 
-# %% ../nbs/61_cli.ipynb #870e8400
+# %% ../nbs/61_cli.ipynb #3c44c793
 def failure(
     notebook: Notebook,                # an exhibit
     error: "PapermillExecutionError",  # what came out of the kernel
     output: Path,                      # the notebook as far as it got
     alone: bool = True,                # else the message begins with the exhibit's name
-) -> bool:                             # False; KeyboardInterrupt if the kernel was interrupted
+) -> None:                             # KeyboardInterrupt if the kernel was interrupted
     "Say what went wrong in a notebook"
     if error.ename == "KeyboardInterrupt": raise KeyboardInterrupt
     message = error.evalue.strip() or error.ename
@@ -195,30 +208,28 @@ def failure(
         place = ex.write(ex.results_root() / f"{notebook.name}.failed.ipynb", output.read_bytes())
         message = f"{error.ename}: {message} (the traceback is in {nearby(place)})"
     click.echo(f"Error: {message}" if alone else f"Error in {notebook.name}: {message}", err=True)
-    return False
 
-# %% ../nbs/61_cli.ipynb #29be11d3
+# %% ../nbs/61_cli.ipynb #142319ca
 def nearby(
     path: Path,  # any path
 ) -> str:        # relative where it is below the current folder
     "A path as one would type it"
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
-# %% ../nbs/61_cli.ipynb #146e3fc8
+# %% ../nbs/61_cli.ipynb #1c155c35
 def report(
     notebook: Notebook,     # that was run
-    folder: Path | None,    # where its results are; None if it saved none
+    result: dict | None,    # what it saved, if anything
     place: Path,            # the executed notebook
 ) -> None:
     "The verdict, and where to look"
-    result = ex.saved(folder) if folder else None
     if result is None: return click.echo(f"{notebook.name} ran but saved no results; see {nearby(place)}")
     click.echo(f"{notebook.name}: {outcome(result)}, {ex.duration(result['seconds'])}")
     for claim in result["claims"]: click.echo("  " + line_of(claim))
-    files = [folder / f"{notebook.name}.{suffix}" for suffix in ("png", "csv")]
-    click.echo(f"  {nearby(next(filter(Path.exists, files), folder))} · {nearby(place)}")
+    files = [result["folder"] / f"{notebook.name}.{suffix}" for suffix in ("png", "csv")]
+    click.echo(f"  {nearby(next(filter(Path.exists, files), result['folder']))} · {nearby(place)}")
 
-# %% ../nbs/61_cli.ipynb #f271a50a
+# %% ../nbs/61_cli.ipynb #66135265
 def line_of(
     claim: dict,   # as it is in claims.json
 ) -> str:          # e.g. "holds          ECE rises with T (paper: 6 → 12; ours: 7 → 11)"
@@ -227,7 +238,7 @@ def line_of(
     details = numbers or claim["evidence"]
     return f"{claim['verdict']:14} {claim['text']}" + (f" ({details})" if details else "")
 
-# %% ../nbs/61_cli.ipynb #cf541694
+# %% ../nbs/61_cli.ipynb #a088265b
 @main.command("runs")
 def stored_runs() -> None:
     "What the store holds: one line for each trained network."
@@ -239,7 +250,7 @@ def stored_runs() -> None:
     for name in {"top1", "ece"} & {*table}: table[name] = table[name].map("{:.2%}".format)
     click.echo(table.to_string(index=False, na_rep=""))
 
-# %% ../nbs/61_cli.ipynb #ca16b2b0
+# %% ../nbs/61_cli.ipynb #730b6a1e
 @main.command("verify")
 def verify_runs() -> None:
     "Compute the metrics of every stored network again from its logits and compare."
@@ -253,7 +264,7 @@ def verify_runs() -> None:
     click.echo(f"{len(hashes) - bad} of {len(hashes)} stored networks give the stored metrics again.")
     if bad: sys.exit(1)
 
-# %% ../nbs/61_cli.ipynb #0f6ec3b6
+# %% ../nbs/61_cli.ipynb #e92375e4
 @main.command("scoreboard")
 @click.argument("readme", required=False)
 @click.option("--check", is_flag=True, help="Change nothing; exit with 1 if the table is out of date.")
@@ -264,5 +275,5 @@ def update_scoreboard(readme: str | None, check: bool) -> None:
     if stale and check: raise ValueError(f"{nearby(path)} is out of date: run `calibkd scoreboard`.")
     click.echo(f"{nearby(path)} is {'now' if stale else 'already'} up to date.")
 
-# %% ../nbs/61_cli.ipynb #8f83c6a3
+# %% ../nbs/61_cli.ipynb #323707be
 if __name__ == "__main__" and "__file__" in globals(): main(prog_name="calibkd")

@@ -35,7 +35,7 @@ from .objectives import nearest, require
 COLUMN, WIDE = 3.35, 6.9  # inches: one column of a two-column page, and the whole page
 SMALL = 6.5  # points: the smallest print in any figure
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")  # Okabe & Ito (2008)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "d", "p")
 DASHES = ("-", (0, (5, 1.5)), (0, (5, 1, 1, 1)), (0, (1, 1)), (0, (3, 1, 1, 1, 1, 1)))
 
 _STYLE = {
@@ -71,7 +71,7 @@ def style(
 def look(
     i: int,  # which one, counted from 0
 ) -> dict[str, Any]:  # keyword arguments for `Axes.plot`
-    "Colour, marker and line style of the i-th of several things; the first 315 are all different"
+    "Colour, marker and line style of the i-th of several things; the first 385 are all different"
     parts = {"color": PALETTE, "marker": MARKERS, "linestyle": DASHES}
     return {name: several[i % len(several)] for name, several in parts.items()}
 
@@ -110,6 +110,7 @@ _PERCENT = {
     "top1": "top-1", "top5": "top-5", "accuracy": "accuracy", "confidence": "confidence", "ece": "ECE",
     "mce": "MCE", "oe": "OE", "sce": "SCE", "ace": "ACE", "ace_classwise": "classwise ACE", "auroc": "AUROC",
     "aupr_error": "AUPR-error", "fpr95": "FPR95", "true_ece": "true ECE", "posterior_gap": "posterior gap",
+    "overconfidence": "confidence − accuracy",
 }
 _THOUSANDTH = {"aurc": "AURC", "eaurc": "E-AURC"}
 _SCORE = {"nll": "NLL", "brier": "Brier score"}
@@ -588,12 +589,14 @@ def curves(
     reference: Mapping[str, float | pd.DataFrame] | None = None,  # name: a fraction, or runs to average
     over: str | Sequence[str] = "seed",  # columns to average over
     order: Mapping[str, Sequence] | None = None,  # column: its levels, in this order
+    band: bool = True,  # whether to draw the spread over seeds; many lines are easier to tell apart without
     size: tuple[float, float] | None = None,  # width and height in inches
 ) -> tuple[Figure, np.ndarray]:  # the figure and its axes (rows, columns)
     "Mean of a metric over a setting, with a band of ± sd over seeds"
     _check(table, [x, hue, col, row, *_names(y)])
     panels = _panels(table, _names(y), col, row, order)
     data = curves_data(table, x, y, hue, col, row, percent, over)
+    if not band: data = data.assign(sd=np.nan)
     xs, hues = _x_axis(levels(data, x, order), x, logx), levels(data, hue, order)
     fig, axes = subplots(*panels.shape, size=size or _panels_size(panels.shape), sharex=True)
     for ax, p in zip(axes.flat, panels.flat):
@@ -757,7 +760,7 @@ def _relation(x: pd.Series, y: pd.Series) -> dict[str, float]:
 def scatter(
     table: pd.DataFrame,  # a row for each point
     x: str,  # column across, such as "teacher_ece"
-    y: str,  # column up, such as "ece"
+    y: str | Sequence[str],  # column up, such as "ece", or several, each with its own panels
     hue: str | None = None,  # column with a colour and marker for each level
     col: str | None = None,  # column with a panel for each level, side by side
     row: str | None = None,  # the same, one below the other
@@ -768,18 +771,18 @@ def scatter(
     size: tuple[float, float] | None = None,  # width and height in inches
 ) -> tuple[Figure, np.ndarray]:  # the figure and its axes (rows, columns)
     "One number of each run against another, with Spearman's rank correlation in the title"
-    _check(table, [x, y, hue, col, row])
-    panels, hues = _panels(table, [y], col, row, order), levels(table, hue, order)
-    fig, axes = subplots(*panels.shape, size=size or _panels_size(panels.shape), sharex=True, sharey=True)
+    _check(table, [x, hue, col, row, *_names(y)])
+    panels, hues = _panels(table, _names(y), col, row, order), levels(table, hue, order)
+    fig, axes = subplots(*panels.shape, size=size or _panels_size(panels.shape), sharex=True)
     for ax, p in zip(axes.flat, panels.flat):
         part = _part(table, p, col, row)
-        relations = scatter_data(part, x, y, hue, percent, {hue: hues}) if len(part) else pd.DataFrame()
-        _draw_points(ax, part, x, y, hue, hues, percent)
+        relations = scatter_data(part, x, p.metric, hue, percent, {hue: hues}) if len(part) else pd.DataFrame()
+        _draw_points(ax, part, x, p.metric, hue, hues, percent)
         if fit: _draw_fits(ax, part[x] * scale(x, percent), relations)
         if diagonal: ax.axline((0, 0), slope=1, label="y = x", color="0.5", linewidth=1, linestyle=DASHES[3])
         _title(ax, p, col, row, _rho(relations))
+    _dress(axes, panels, percent)
     for ax in axes[-1]: ax.set_xlabel(label(x, percent))
-    for ax in axes[:, 0]: ax.set_ylabel(label(y, percent))
     _legend(fig, axes.flat, _hue_names(hue, hues))
     return fig, axes
 

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'POSTERIOR', 'needs', 'floors', 'pieces', 'work', 'try_lock', 'train', 'train_floor', 'spread',
-           'epochs_done', 'process_pool', 'Results', 'traits']
+           'epochs_done', 'process_pool', 'Results', 'measured', 'ask_all', 'each', 'traits']
 
 # %% ../nbs/41_sweep.ipynb #7356d6e0
 import contextlib, math, os, time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, wait
+from concurrent.futures import Executor, as_completed, wait
 import pandas as pd
 import torch
 from filelock import Timeout
 from tqdm import tqdm
 from torch import Tensor, nn
 from .metrics import evaluate, true_calibration_error, posterior_gap
+from .data import Dataset
 from .objectives import Objective, nearest, require
 from .progress import bar
 from .runs import Run, cohorts
@@ -150,6 +151,8 @@ class Results:
     ):
         self.runs, self.store, self.trained = runs, store, trained
 
+    def __add__(self, other: "Results") -> "Results": return Results(self.runs + other.runs, self.store, self.trained + other.trained)
+
     def __repr__(self) -> str: return f"Results of {len(self.runs)} runs ({self.trained} trained now)"
 
     def logits(self, run: Run, split: str = "test") -> tuple[Tensor, Tensor]:
@@ -162,17 +165,29 @@ class Results:
 
     def table(
         self,
-        *metrics: str,  # of `metrics.evaluate`, or "true_ece" and "posterior_gap" where the posterior is known
-    ) -> pd.DataFrame:  # a row for each run: what it is, then the metrics as fractions
+        *metrics: str,        # of `metrics.evaluate`, or "true_ece" and "posterior_gap" where the posterior is known
+        split: str = "test",  # or "val", for choosing between runs
+    ) -> pd.DataFrame:        # a row for each run: what it is, then the metrics as fractions
         "The runs as a table"
-        return pd.DataFrame([traits(r) | self.numbers(r, metrics) for r in self.runs])
+        return pd.DataFrame([traits(r) | self.numbers(r, metrics, split) for r in self.runs])
 
-    def numbers(self, run: Run, metrics: Sequence[str]) -> dict[str, float]:
+    def numbers(self, run: Run, metrics: Sequence[str], split: str = "test") -> dict[str, float]:
         "The metrics of one run"
-        for m in metrics: require(m in (*METRICS, *POSTERIOR), f"there is no metric '{m}'{nearest(m, [*METRICS, *POSTERIOR])}")
-        seen, exact = evaluate(*self.logits(run)), [m for m in metrics if m in POSTERIOR]
-        truth = run.dataset.load().test.posterior if exact else None
-        return {m: seen[m] for m in metrics if m in seen} | {m: POSTERIOR[m](self.logits(run)[0], truth) for m in exact}
+        loaded = run.dataset.load() if {*metrics} & {*POSTERIOR} else None
+        return measured(self.logits(run, split), metrics, loaded and getattr(loaded, split).posterior)
+
+    def elsewhere(
+        self,
+        data: Sequence[Dataset],      # whose test splits are asked about, e.g. corrupted versions
+        *metrics: str,
+        workers: int | None = None,   # processes; default: one a core, and one on a GPU
+    ) -> pd.DataFrame:                # a row for each data set and run, with columns `corruption` and `severity`
+        "How the runs do on other data sets than their own; answers are kept in the store"
+        runs, root = self.runs, str(self.store.root)
+        with bar(len(data), "asking", "data set") as progress:
+            for _ in each(ask_all, [(d, runs, root) for d in data], workers): progress.update(1)
+        where = lambda d: {"corruption": d.corruption, "severity": d.severity}
+        return pd.DataFrame([traits(r) | where(d) | measured(self.store.answers(r, d), metrics) for d in data for r in runs])
 
     def meta(self) -> dict:
         "What it took: seconds of training, hardware, hashes"
@@ -182,14 +197,39 @@ class Results:
                 "precision": sorted({self.store.meta(r)["precision"] for r in everything}),
                 "runs": [r.id for r in everything], "trained": self.trained, "cached": len(everything) - self.trained}
 
-# %% ../nbs/41_sweep.ipynb #b44e9917
+# %% ../nbs/41_sweep.ipynb #eb6abce2
+def measured(
+    answers: tuple[Tensor, Tensor],     # logits (N, C) and labels (N,)
+    metrics: Sequence[str],
+    posterior: Tensor | None = None,    # (N, C), for those metrics that need it
+) -> dict[str, float]:                  # ValueError for an unknown metric
+    "The metrics of some logits, in the order asked for"
+    for m in metrics: require(m in (*METRICS, *POSTERIOR), f"there is no metric '{m}'{nearest(m, [*METRICS, *POSTERIOR])}")
+    seen = evaluate(*answers)
+    return {m: seen[m] if m in seen else POSTERIOR[m](answers[0], posterior) for m in metrics}
+
+# %% ../nbs/41_sweep.ipynb #f0552b66
+def ask_all(data: Dataset, runs: Sequence[Run], root: str) -> None:
+    "Let every run answer for one data set, so that it is loaded and corrupted once"
+    store = Store(root)
+    for run in runs: store.answers(run, data)
+
+# %% ../nbs/41_sweep.ipynb #8cc65cfc
+def each(work: Callable, jobs: Sequence[tuple], workers: int | None = None) -> Iterable:
+    "The results of independent jobs, as they come, from a pool where there are several workers"
+    workers = workers or (1 if device().type == "cuda" else os.cpu_count() or 1)
+    if min(workers, len(jobs)) == 1: return (work(*job) for job in jobs)
+    pool = process_pool(workers)
+    return (done.result() for done in as_completed([pool.submit(work, *job) for job in jobs]))
+
+# %% ../nbs/41_sweep.ipynb #1d4550fe
 METRICS = tuple(evaluate(torch.zeros(2, 2), torch.tensor([0, 1])))
 POSTERIOR = {"true_ece": true_calibration_error, "posterior_gap": posterior_gap}
 
-# %% ../nbs/41_sweep.ipynb #d6b0c986
+# %% ../nbs/41_sweep.ipynb #eca5e6bf
 def traits(run: Run) -> dict:
     "What a run is, as columns of a table"
     fields = {k: v for k, v in vars(run.objective).items() if not isinstance(v, Objective)}
     name, teacher = run.dataset.name.split("/")[-1], run.teacher
-    coach = {"teacher": teacher and teacher.objective.name, "teacher_network": teacher and teacher.network}
-    return {"dataset": name, "network": run.network, "objective": run.objective.name, **fields, **coach, "seed": run.seed}
+    coach = {"teacher": teacher and teacher.objective.name, "teacher_network": teacher and str(teacher.network)}
+    return {"dataset": name, "network": str(run.network), "objective": run.objective.name, **fields, **coach, "seed": run.seed}

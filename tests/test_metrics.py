@@ -451,7 +451,7 @@ def test_evaluate_is_the_metrics_one_by_one(classes):
     for f in BINNED: assert found[f.__name__] == f(logits, labels, n_bins=9)
     for f in RANKED + PLAIN: assert found[f.__name__] == f(logits, labels)
     assert found["top5"] == m.topk(logits, labels, k=min(5, classes))
-    assert list(found) == "top1 top5 nll brier ece mce oe sce ace ace_classwise aurc eaurc auroc aupr_error fpr95".split()
+    assert list(found) == "top1 top5 nll brier ece mce oe sce ace ace_classwise overconfidence aurc eaurc auroc aupr_error fpr95".split()
     assert all(type(v) is float for v in found.values())
     assert found == m.evaluate(m.scores(logits, labels), n_bins=9)
     assert found["ece"] == pytest.approx(m.evaluate(probs=torch.tensor(logits).softmax(1), labels=labels, n_bins=9)["ece"])

@@ -19,8 +19,15 @@ def papermill(*arguments, cwd=ROOT, **kwargs):
                           stdin=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}, **kwargs)
 
 
+@pytest.fixture(scope="module")
+def shared_store(tmp_path_factory):
+    "Exhibits name the same teachers: one store for all, empty at first"
+    return tmp_path_factory.mktemp("store")
+
+
 @pytest.mark.parametrize("name", BOOKS)
-def test_exhibit_in_smoke(name, tmp_path):
+def test_exhibit_in_smoke(name, tmp_path, shared_store, monkeypatch):
+    monkeypatch.setenv("CALIBKD_STORE", str(shared_store))
     done = papermill(BOOKS[name].path, tmp_path / "out.ipynb", "-p", "preset", "smoke")
     assert done.returncode == 0, done.stderr[-3000:]
     folder = tmp_path / "results" / name / "preset=smoke"
@@ -56,6 +63,35 @@ def test_works_from_any_folder(tmp_path):
 def test_papermill_refuses_an_unknown_parameter(tmp_path):
     done = papermill("nbs/fig_S7.ipynb", tmp_path / "out.ipynb", "-p", "alpha", ".5", "-p", "preset", "smoke")
     assert done.returncode != 0 and "alphas" in done.stderr
+
+
+SHRINK = """
+from dataclasses import dataclass
+from calibkd.objectives import Around
+
+def shrinkage(logits):
+    "Mean squared logit"
+    return logits.square().mean()
+
+@dataclass(frozen=True)
+class Shrink(Around):
+    "A task loss plus the size of the logits"
+    beta: float = .05
+
+    def loss(self, seen): return self.task.loss(seen) + self.beta * shrinkage(seen.logits)
+"""
+
+
+def test_a_made_up_calibrator_joins_table_T3_by_name(tmp_path, monkeypatch):
+    "One function, one dataclass, nothing else: it is trained, teaches, and stands in the table beside the others"
+    (tmp_path / "my_methods.py").write_text(SHRINK)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    done = papermill("nbs/table_T3.ipynb", tmp_path / "out.ipynb", "-p", "preset", "smoke", "-p", "methods", "[NLL, 'my_methods:Shrink']")
+    assert done.returncode == 0, done.stderr[-3000:]
+    path, = (tmp_path / "results" / "table_T3").glob("*/table_T3.csv")
+    table = pd.read_csv(path)
+    assert {(c, r) for c, r in zip(table.calibrator, table.role)} >= {("Shrink", "teacher"), ("Shrink", "student"), ("NLL", "teacher")}
+    assert table.ece.between(0, 1).all()
 
 
 def test_help_table():

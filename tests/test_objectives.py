@@ -8,18 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from calibkd.calibrators import LS, MDCA, TS, CutMix, Focal, MixUp, fit_temperature
+from calibkd.calibrators import CPC, CRL, LS, MDCA, MMCE, PSKD, TS, AdaFocal, CutMix, Focal, MbLS, MixUp, fit_temperature
 from calibkd.data import Dataset
 from calibkd.distillers import KD
 from calibkd.networks.core import network
-from calibkd.objectives import NLL, Objective
+from calibkd.objectives import NLL, Objective, Setting, memory, wants
 from calibkd.runs import Recipe, Run, identity, objective, objectives
 from calibkd.store import Store
 from calibkd.sweep import train
 from calibkd.training import Batches, Member, Teacher, device, fit, fixed_threads, one_epoch, write_checkpoint
 
 DATA, ONE = Dataset("digits", train=200), Recipe(epochs=1, batch=64, precision="fp64")
-TASKS = [NLL(), LS(), Focal(), MDCA(beta=5), MDCA(beta=5, task=Focal()), MixUp(), CutMix(p=1.), MixUp(task=MDCA(task=LS()))]
+TASKS = [NLL(), LS(), Focal(), MDCA(beta=5), MDCA(beta=5, task=Focal()), MixUp(), CutMix(p=1.), MixUp(task=MDCA(task=LS())),
+         MMCE(), MMCE(weighted=False, normalise="paper"), CPC(), MbLS(margin=1.), CRL(), PSKD(), AdaFocal(), CRL(task=MixUp(task=PSKD()))]
 
 
 @pytest.mark.parametrize("task", TASKS, ids=str)
@@ -51,9 +52,9 @@ class Counting(Objective):
 
     def loss(self, seen):
         each = nn.functional.cross_entropy(seen.logits, seen.labels, reduction="none")
-        weight = 1 / (1 + seen.state.count[seen.batch.index])
-        seen.state.count[seen.batch.index] += (seen.logits.argmax(1) == seen.labels).float()
-        return (weight * each).mean()
+        return (each / (1 + seen.state["Counting"].count[seen.batch.index])).mean()
+
+    def remember(self, state, seen): state.count[seen.batch.index] += (seen.logits.argmax(1) == seen.labels).float()
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,14 @@ class Watching(NLL):
     def epoch_end(self, state, logits, labels): state.seen += (logits.argmax(1) == labels).float().mean()
 
 
-@pytest.mark.parametrize("task", [Counting(), KD(T=2, alpha=.5, task=Counting()), KD(T=2, alpha=.5, task=Watching())], ids=str)
+REMEMBERING = [Counting(), CRL(), PSKD(), AdaFocal(), MDCA(task=CRL(task=PSKD())), MixUp(task=PSKD()), KD(T=2, alpha=.5, task=Counting()),
+               KD(T=2, alpha=.5, task=Watching()), KD(T=2, alpha=.5, task=AdaFocal())]
+
+
+@pytest.mark.parametrize("task", REMEMBERING, ids=str)
 def test_memory_survives_a_kill(task, tmp_path):
     data, recipe = DATA.load(), replace(ONE, epochs=3)
-    teacher = Run(DATA, "resnet8", recipe=ONE) if task.wants_teacher else None
+    teacher = Run(DATA, "resnet8", recipe=ONE) if wants(task, "teacher") else None
     coach = network("resnet8", 10, 1, seed=1).double() if teacher else None
     run, path = Run(DATA, "resnet8", task, recipe, teacher=teacher), tmp_path / "checkpoint.safetensors"
     whole, = fit([run], data, coach)
@@ -83,6 +88,20 @@ def test_memory_survives_a_kill(task, tmp_path):
     resumed, = fit([run], data, coach, checkpoints=[path])
     assert all(torch.equal(a, b) for a, b in zip(whole.net.state_dict().values(), resumed.net.state_dict().values()))
     assert all(torch.equal(a, b) for a, b in zip(whole.state.state_dict().values(), resumed.state.state_dict().values()))
+
+
+def test_a_method_with_a_memory_can_be_inherited_from():
+    @dataclass(frozen=True)
+    class Slower(CRL):
+        "Made up: CRL with another default"
+        weight: float = .5
+
+    member, = fit([Run(DATA, "resnet8", Slower(), ONE)], DATA.load())
+    assert member.state["Slower"].counts.sum() > 0
+
+
+def test_two_memories_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="CRL.*only once"): memory(CRL(task=MDCA(task=CRL())), Setting(10, 20))
 
 
 CELL = """
@@ -112,7 +131,7 @@ def test_a_method_made_in_one_cell_goes_through_the_pool(tmp_path):
 
 
 def test_by_name():
-    assert objective("MDCA", beta=5) == MDCA(beta=5) and {"NLL", "LS", "Focal", "MDCA", "MixUp", "CutMix", "TS", "KD"} <= objectives().keys()
+    assert objective("MDCA", beta=5) == MDCA(beta=5) and {"NLL", "LS", "Focal", "MDCA", "MixUp", "CutMix", "TS", "KD", "MMCE", "CRL", "CPC", "MbLS", "PSKD", "AdaFocal"} <= objectives().keys()
 
 
 def test_temperature_scaling_against_netcal():

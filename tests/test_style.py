@@ -7,8 +7,8 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted(p for p in (ROOT / "calibkd").rglob("*.py") if p.name not in ("_modidx.py", "__init__.py"))
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 EXHIBITS = [p for p in NOTEBOOKS if not p.name[0].isdigit() and p.stem != "index" and not p.stem.startswith("bench_")]
-FLOORS = {"progress": 0, "metrics": 0, "approximants": 0, "mixtures": 0, "augment": 0, "networks": 0, "objectives": 0, "data": 1, "calibrators": 1,
-          "distillers": 1, "toys": 1, "runs": 2, "training": 3, "store": 4, "sweep": 5, "plots": 5, "exhibits": 6, "cli": 7}
+FLOORS = {"progress": 0, "metrics": 0, "approximants": 0, "mixtures": 0, "augment": 0, "corruptions": 0, "networks": 0, "objectives": 0, "data": 1, "calibrators": 1,
+          "distillers": 1, "toys": 1, "theory": 1, "runs": 2, "training": 3, "store": 4, "sweep": 5, "plots": 5, "diagnostics": 6, "exhibits": 6, "cli": 7, "kdc": 7}
 
 
 def functions(path):
