@@ -379,23 +379,29 @@ def projections(
     width = WIDE if len(across) > 1 else COLUMN
     height = 0.45 + len(down) * min(2.1, 0.45 + 0.55 * width / len(across))
     fig, axes = subplots(len(down), len(across), size or (width, height))
-    for ax, (r, c) in zip(axes.flat, [(r, c) for r in down for c in across]):
-        part = _part(table, _Panel("R", c, r), col, row)
+    parts = {(r, c): _part(table, _Panel("R", c, r), col, row) for r in down for c in across}
+    heads = _on_lines([_heading(place, part) for place, part in parts.items()], _inches(axes[0, 0]))
+    for ax, part, head in zip(axes.flat, parts.values(), heads):
         _draw_panel(ax, part, classes, points)
-        ax.set_title(_heading([r, c], part, _inches(ax)))
+        ax.set_title(head)
     _draw_key(axes[0, 0])
     _legend(fig, axes.flat, [str(c) for c in classes])
     return fig, axes
 
 
-def _heading(place: list, part: pd.DataFrame, inches: float) -> str:
-    "Where a panel stands, and its R, on a line of its own if there is no room"
+def _heading(place: Sequence, part: pd.DataFrame) -> list[str]:
+    "Where a panel stands, and its R if it has one"
     name = " · ".join(_tick(v) for v in place if v is not None)
     r = {p: part.loc[part.part == p, "R"].dropna().unique() for p in ("train", "test")}
-    said = "R " + ", ".join(f"{v[0]:.2f} ({p})" for p, v in r.items() if len(v))
-    if not any(map(len, r.values())): return _wrapped(name, inches)
-    line = f"{name} · {said}"
-    return line if _wrapped(line, inches) == line else f"{_wrapped(name, inches)}\n{said}"
+    said = ", ".join(f"{v[0]:.2f} ({p})" for p, v in r.items() if len(v))
+    return [name, f"R {said}"] if said else [name]
+
+
+def _on_lines(heads: list[list[str]], inches: float) -> list[str]:
+    "Headings on one line each or, if one of them has no room there, all on two"
+    lines = [" · ".join(h) for h in heads]
+    if all(_wrapped(line, inches) == line for line in lines): return lines
+    return ["\n".join(_wrapped(part, inches) for part in h) for h in heads]
 
 
 _LOOKS = {  # what is drawn of each part, from the back to the front

@@ -662,8 +662,10 @@ def _x_ticks(axes: np.ndarray, name: str, xs: _XAxis) -> None:
     slant = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if turn else {}
     if xs.log and xs.line: ax.set_xscale("log")
     if not xs.line: ax.set_xlim(-0.6, len(texts) - 0.4)
+    many = xs.line and not xs.log and 2 * len(fit) < len(texts)  # round numbers say more than every third level
     for ax in axes[-1]:
-        ax.set_xticks(xs.at(xs.levels), [t if turn or i in fit else "" for i, t in enumerate(texts)], **slant)
+        if many: ax.xaxis.set_major_locator(ticker.MaxNLocator(len(fit), steps=[1, 2, 5, 10]))
+        else: ax.set_xticks(xs.at(xs.levels), [t if turn or i in fit else "" for i, t in enumerate(texts)], **slant)
         ax.xaxis.set_minor_locator(ticker.NullLocator())
         ax.set_xlabel(label(name))
 
@@ -767,11 +769,13 @@ def scatter(
     percent: bool = True,  # shares in per cent
     diagonal: bool = False,  # whether to draw y = x
     fit: bool = False,  # whether to draw a least-squares line for each hue
+    over: str | Sequence[str] | None = None,  # columns to average over, such as "seed"; None: each row is a point
     order: Mapping[str, Sequence] | None = None,  # column: its levels, in this order
     size: tuple[float, float] | None = None,  # width and height in inches
 ) -> tuple[Figure, np.ndarray]:  # the figure and its axes (rows, columns)
-    "One number of each run against another, with Spearman's rank correlation in the title"
+    "One number against another, with bars of ± sd where points are means, and Spearman's rank correlation in the title"
     _check(table, [x, hue, col, row, *_names(y)])
+    if over: table = _averaged(table, [n for n in (row, col, hue) if n], [x, *_names(y)], over)
     panels, hues = _panels(table, _names(y), col, row, order), levels(table, hue, order)
     fig, axes = subplots(*panels.shape, size=size or _panels_size(panels.shape), sharex=True)
     for ax, p in zip(axes.flat, panels.flat):
@@ -787,15 +791,24 @@ def scatter(
     return fig, axes
 
 
+def _averaged(table: pd.DataFrame, by: list[str], names: list[str], over: str | Sequence[str]) -> pd.DataFrame:
+    "A row for each group: the means under the columns' own names, the standard deviations as `sd NAME`"
+    stats = {n: summary(table, by, n, False, over) for n in names}
+    numbers = {f"{head}{n}": s[stat] for n, s in stats.items() for head, stat in (("", "mean"), ("sd ", "sd"))}
+    return stats[names[0]][by].assign(**numbers)
+
+
 def _draw_points(
     ax: Axes, d: pd.DataFrame, x: str, y: str, hue: str | None, hues: list, percent: bool
 ) -> None:
-    "A marker for each row, different for each level of hue"
+    "A marker for each row, different for each level of hue, on its bars if it is a mean"
     marks = {"linestyle": "", "markeredgecolor": "white", "markeredgewidth": 0.4, "markersize": 5}
     for i, level in enumerate(hues):
         p = (d if hue is None else d[d[hue] == level]).dropna(subset=[x, y])
-        name = _named(hue, level) if hue and len(p) else None
-        ax.plot(p[x] * scale(x, percent), p[y] * scale(y, percent), label=name, **look(i) | marks)
+        name, drawn = _named(hue, level) if hue and len(p) else None, look(i)
+        at, bars = ([p[c] * scale(n, percent) if c in p else None for c, n in ((f"{sd}{x}", x), (f"{sd}{y}", y))] for sd in ("", "sd "))
+        ax.errorbar(*at, *reversed(bars), fmt="none", ecolor=drawn["color"], elinewidth=0.7, capsize=0)
+        ax.plot(*at, label=name, **drawn | marks)
 
 
 def _draw_fits(ax: Axes, x: pd.Series, relations: pd.DataFrame) -> None:

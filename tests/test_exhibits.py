@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from calibkd import exhibits
 from calibkd.exhibits import Claim, Exhibit, beside, scoreboard, tidy, update_readme, variant, write
 
-PRESETS = dict(smoke=dict(T=1, seeds=[0], data="textures", net=None), quick=dict(T=4.0, seeds=[0, 1, 2], data="textures", net=None),
-               paper=dict(T=4.0, seeds=(0, 1), data="cifar100", net="resnet8"))
+PRESETS = dict(smoke=dict(T=1, seeds=[0], dataset="textures", net=None), quick=dict(T=4.0, seeds=[0, 1, 2], dataset="textures", net=None),
+               paper=dict(T=4.0, seeds=(0, 1), dataset="cifar100", net="resnet8"))
 
 @pytest.fixture(autouse=True)
 def scratch(tmp_path, monkeypatch):
@@ -26,11 +26,11 @@ def figure():
     yield fig, ax
     plt.close(fig)
 
-def make(**given): return Exhibit("fig_X", dict(preset=None, T=None, seeds=None, data=None, net=None) | given, **PRESETS)
+def make(**given): return Exhibit("fig_X", dict(preset=None, T=None, seeds=None, dataset=None, net=None) | given, **PRESETS)
 
 def test_a_preset_fills_only_what_is_none():
     ex = make(T=2)
-    assert vars(ex.p) == dict(T=2.0, seeds=[0, 1, 2], data="textures", net=None) and type(ex.p.T) is float
+    assert vars(ex.p) == dict(T=2.0, seeds=[0, 1, 2], dataset="textures", net=None) and type(ex.p.T) is float
     assert ex.preset == "quick" and ex.changed == {"T": 2.0} and "T=2" in repr(ex)
 
 def test_default_preset_is_smoke_under_nbdev_test(monkeypatch):
@@ -42,7 +42,7 @@ def test_a_list_may_be_written_in_many_ways(written):
     assert make(seeds=written).p.seeds == [3]
 
 def test_the_same_value_written_otherwise_is_no_variant():
-    assert make(T=4, seeds="0, 1, 2", data="textures").folder == exhibits.results_root() / "fig_X"
+    assert make(T=4, seeds="0, 1, 2", dataset="textures").folder == exhibits.results_root() / "fig_X"
     assert make(preset="paper", seeds=[0, 1]).folder.name == "preset=paper"
 
 @pytest.mark.parametrize("given, sentence", [
@@ -55,7 +55,7 @@ def test_the_same_value_written_otherwise_is_no_variant():
     (dict(T=True), "parameter T must be a number"),
     (dict(seeds=[.5]), "parameter seeds must be a list such as [0]"),
     (dict(seeds="one"), "parameter seeds must be a list such as [0]"),
-    (dict(data=3), "parameter data must be a text, but it is 3"),
+    (dict(dataset=3), "parameter dataset must be a text, but it is 3"),
 ])
 def test_bad_parameters_get_one_sentence(given, sentence):
     with pytest.raises(ValueError) as caught: make(**given)
@@ -72,7 +72,7 @@ def test_annotations_tell_the_type_where_presets_do_not():
     assert ex.p.a == [.5] and type(ex.p.b) is float
 
 def test_only_the_cells_that_set_parameters_are_searched_for_typos():
-    cells = ["", "preset: str = None\nT: float = None\nseeds = data = net = None", "# Parameters\nTt = 2\n", "shared = dict(x=1)\nn = 3\nex = Exhibit("]
+    cells = ["", "preset: str = None\nT: float = None\nseeds = dataset = net = None", "# Parameters\nTt = 2\n", "shared = dict(x=1)\nn = 3\nex = Exhibit("]
     with pytest.raises(ValueError, match="'Tt'"): make(In=cells, Tt=2, shared={"x": 1})
     assert make(In=[cells[0], cells[1], cells[3]], shared={"x": 1}, n=3).changed == {}
     assert make(In=[*cells, "low = 1", cells[1], cells[3]], Tt=2, low=1).changed == {}  # corrected and run again
@@ -81,7 +81,7 @@ def test_only_the_cells_that_set_parameters_are_searched_for_typos():
 values = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=30), st.lists(st.text(max_size=9), max_size=4))
 
 @settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
-@given(st.dictionaries(st.sampled_from(["T", "data"]), values, max_size=2), st.dictionaries(st.sampled_from(["T", "data"]), values, max_size=2))
+@given(st.dictionaries(st.sampled_from(["T", "dataset"]), values, max_size=2), st.dictionaries(st.sampled_from(["T", "dataset"]), values, max_size=2))
 def test_two_variants_never_share_a_folder(a, b):
     names = [variant("quick", v) for v in (a, b)]
     typed = lambda v: {k: (type(x), x) for k, x in v.items()}
@@ -91,11 +91,11 @@ def test_two_variants_never_share_a_folder(a, b):
     assert all(n for n, v in zip(names, (a, b)) if v) and variant("smoke", a) != names[0]
 
 def test_paths_are_shortened_everywhere(figure):
-    ex = make(data="folder:/home/me/cats")
-    assert "me" not in ex.folder.name and ex.folder.name.startswith("data=cats-")
-    folder = ex.save(figure, pd.DataFrame({"data": ["/home/me/cats"], "T": [4]}), {"store": Path("/home/me/store")})
+    ex = make(dataset="folder:/home/me/cats")
+    assert "me" not in ex.folder.name and ex.folder.name.startswith("dataset=cats-")
+    folder = ex.save(figure, pd.DataFrame({"dataset": ["/home/me/cats"], "T": [4]}), {"store": Path("/home/me/store")})
     assert not any(b"/home" in p.read_bytes() for p in folder.iterdir())
-    assert json.loads((folder / "meta.json").read_text())["parameters"]["data"] == "folder:cats"
+    assert json.loads((folder / "meta.json").read_text())["parameters"]["dataset"] == "folder:cats"
 
 def test_everything_is_saved_and_the_same_numbers_give_the_same_files(figure):
     ex, table = make(), pd.DataFrame({"T": [1, 2], "ece": [.1, .2]})
@@ -165,17 +165,20 @@ def test_beside_never_shows_the_papers_number_as_ours():
     with pytest.raises(ValueError, match="did you mean 'network'"): beside(paper, ours, "netwrok")
 
 def test_the_scoreboard_is_made_of_files_and_leaves_smoke_runs_and_variants_out(tmp_path, figure):
-    for given in ({}, dict(preset="smoke"), dict(T=2)):
+    for given in ({}, dict(preset="smoke"), dict(T=2), dict(dataset="digits")):
         ex = make(**given); ex.claim(f"claim {given}", True, "e | f"); ex.save(figure, None)
     readme = tmp_path / "README.md"
     readme.write_text("# top\n<!-- scoreboard -->\nold\n<!-- /scoreboard -->\nend\n")
     assert update_readme(readme, names=["fig_X", "fig_Y"], check=True) and "old" in readme.read_text()
     assert update_readme(readme, names=["fig_X", "fig_Y"]) and not update_readme(readme, names=["fig_X", "fig_Y"])
     lines = readme.read_text().splitlines()
-    assert len(lines) == 8 and lines[4].startswith(r"| fig_X | claim {} | – | e \| f | quick | textures | ") and lines[4].endswith("| holds |")
-    assert lines[5].endswith("| not run |") and (lines[0], lines[-1]) == ("# top", "end")
+    overview, claims = [row for row in lines if row.startswith("| [fig_X]")], [row for row in lines if row.startswith("| fig_X")]
+    assert len(overview) == len(claims) == 2 and "(nbs/fig_X.ipynb)" in overview[0] and "| 1 of 1 | quick | textures |" in overview[0]
+    assert "(results/fig_X/dataset%3Ddigits)" in overview[1] and "| quick, changed | digits |" in overview[1]
+    assert claims[0].startswith(r"| fig_X | claim {} | – | e \| f | quick | textures | ") and claims[0].endswith("| holds |")
+    assert len([row for row in lines if row.startswith("| fig_Y") and "| not run |" in row]) == 2 and (lines[0], lines[-1]) == ("# top", "end")
     (exhibits.results_root() / "fig_X" / "meta.json").write_text("{ cut")
-    assert "fig_X" not in scoreboard()
+    assert "(nbs/fig_X.ipynb)" not in (board := scoreboard()) and "digits" in board
 
 def test_a_readme_without_markers_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("<!-- /scoreboard --><!-- scoreboard -->")

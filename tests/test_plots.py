@@ -192,6 +192,12 @@ def test_references_and_levels_that_were_not_run():
     assert [t.get_text() for t in fig.legends[0].texts] == ["MDCA", "NLL", "LS (not run)", "scratch", "chance"]
 
 
+def test_many_temperatures_get_round_ticks():
+    fig, axes = plots.curves(invented(Ts=(.1, .2, *np.arange(.5, 5.1, .25))), "T", ["ece", "top1"], hue="teacher", over=["seed", "alpha"])
+    shown = [float(t) for t in axes[0, 0].get_xticks()]
+    assert len(shown) < 9 and all(t == round(t) for t in shown) and paper_ready(fig)
+
+
 # scatter, watermark, files
 
 def test_scatter_draws_every_pair_and_their_rank_correlation():
@@ -203,6 +209,16 @@ def test_scatter_draws_every_pair_and_their_rank_correlation():
     assert np.allclose(relations[["spearman", "slope", "intercept"]].astype(float), [1, 2, 10]) and relations.n["all"] == len(table)
     fig, axes = plots.scatter(table[:2], "teacher_ece", "ece")
     assert axes[0, 0].get_title() == ""  # two points have no rank correlation
+
+
+def test_scatter_of_means_shows_their_spread():
+    table = invented().query("T == 1 and alpha == .1")
+    fig, axes = plots.scatter(table, "top1", "ece", hue="teacher", over="seed")
+    nll, found = 100 * table[table.teacher == "NLL"][["top1", "ece"]], axes[0, 0]
+    assert np.allclose([*found.lines[0].get_xdata(), *found.lines[0].get_ydata()], nll.mean())
+    across, up = (c.get_segments()[0] for c in found.collections[:2])
+    assert np.allclose([np.ptp(across[:, 0]), np.ptp(up[:, 1])], 2 * nll.std()) and paper_ready(fig)
+    with pytest.raises(ValueError, match="differ in T, alpha"): plots.scatter(invented(), "top1", "ece", hue="teacher", over="seed")
 
 
 def test_watermark_once_and_inside():
