@@ -166,10 +166,10 @@ def checked(
     value: Any,           # what was given
     examples: list[Any],  # what the presets say
 ) -> Any:                 # the value; ValueError with one sentence if it does not fit
-    "The value as the type of the examples, or a sentence"
-    try: return fit(value, examples)
-    except (TypeError, ValueError, OverflowError, SyntaxError):
-        raise ValueError(f"The parameter {name} must be {expected(examples)}, but it is {value!r}.") from None
+    "The value as the type of the examples, or a sentence; an empty list says nothing"
+    with suppress(TypeError, ValueError, OverflowError, SyntaxError):
+        if (fitted := fit(value, examples)) != []: return fitted
+    raise ValueError(f"The parameter {name} must be {expected(examples)}, but it is {value!r}.")
 
 # %% ../nbs/60_exhibits.ipynb #1a63d417
 INJECTED = "# Parameters\n"                                   # how papermill's own cell begins

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COMMON', 'CALIBRATORS', 'TUNED', 'PRINTED', 'K', 'KINDS', 'METRICS', 'T3', 'T1', 'T4', 'presets', 'Study', 'study',
            'printed', 'calibrator', 'over_grid', 'teachers', 'chosen', 'Class', 'taught', 'best_of', 'arrow',
-           'tempered', 'claim_lower', 'claim_best_T', 'claim_alpha', 'super_classes', 'triple', 'in_the_plane',
-           'separations', 'kinship', 'claim_diffusion', 'rank_correlation', 'printed_table']
+           'positive', 'tempered', 'claim_lower', 'claim_best_T', 'claim_alpha', 'super_classes', 'triple',
+           'in_the_plane', 'separations', 'kinship', 'claim_diffusion', 'rank_correlation', 'printed_table']
 
 # %% ../nbs/65_kdc.ipynb #a3054a9c
 import itertools
@@ -212,6 +212,14 @@ def arrow(
     require(len(parts) == 2 and all(parts), f"an arrow is written teacher>student, such as resnet20>resnet8, got '{text}'")
     return parts[0], parts[1]
 
+# %% ../nbs/65_kdc.ipynb #0f2f157b
+def positive(
+    temperatures: Sequence[float],
+) -> Sequence[float]:  # the same; ValueError if one cannot divide logits
+    "Temperatures, checked"
+    for T in temperatures: require(T > 0, f"a temperature must be positive, got {T}")
+    return temperatures
+
 # %% ../nbs/65_kdc.ipynb #ffdc673a
 def tempered(
     answers: Mapping[Run, tuple[torch.Tensor, torch.Tensor]],  # logits (N, C) and labels (N,)
@@ -219,9 +227,8 @@ def tempered(
     *metrics: str,
 ) -> pd.DataFrame:                                             # a row for each temperature and run: T, seed, the metrics
     "How runs do with a temperature on top"
-    for T in temperatures: require(T > 0, f"a temperature must be positive, got {T}")
     return pd.DataFrame([{"T": T, "seed": r.seed} | measured((logits.double() / T, labels), metrics)
-                         for T in temperatures for r, (logits, labels) in answers.items()])
+                         for T in positive(temperatures) for r, (logits, labels) in answers.items()])
 
 # %% ../nbs/65_kdc.ipynb #abaf1cdc
 KINDS = {"NLL": "uncalibrated", "MDCA": "calibrated"}

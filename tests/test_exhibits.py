@@ -55,6 +55,7 @@ def test_the_same_value_written_otherwise_is_no_variant():
     (dict(T=True), "parameter T must be a number"),
     (dict(seeds=[.5]), "parameter seeds must be a list such as [0]"),
     (dict(seeds="one"), "parameter seeds must be a list such as [0]"),
+    (dict(seeds=[]), "parameter seeds must be a list such as [0], but it is []"),
     (dict(dataset=3), "parameter dataset must be a text, but it is 3"),
 ])
 def test_bad_parameters_get_one_sentence(given, sentence):

@@ -65,6 +65,15 @@ def test_papermill_refuses_an_unknown_parameter(tmp_path):
     assert done.returncode != 0 and "alphas" in done.stderr
 
 
+@pytest.mark.parametrize("name, parameter, value, sentence", [
+    ("extra_true_calibration", "dataset", "digits", "nobody knows the true posterior of digits"),
+    ("table_T4", "temperatures", "[0, 1]", "a temperature must be positive, got 0"),
+])
+def test_what_an_exhibit_cannot_do_is_said_before_training(name, parameter, value, sentence, tmp_path):
+    done = papermill(BOOKS[name].path, tmp_path / "out.ipynb", "-p", "preset", "smoke", "-p", parameter, value)
+    assert done.returncode != 0 and sentence in done.stderr and not list((tmp_path / "store").rglob("*.safetensors"))
+
+
 SHRINK = """
 from dataclasses import dataclass
 from calibkd.objectives import Around
