@@ -8,9 +8,9 @@ __all__ = ['PRESETS', 'KINDS', 'INJECTED', 'NOT_OURS', 'ABSOLUTE', 'OVERVIEW', '
            'kind_of', 'listed', 'fit', 'expected', 'checked', 'targets', 'assigned', 'parameter_cells', 'strays',
            'is_literal', 'refuse_untagged', 'plain', 'faithful', 'variant', 'last_part', 'tidy', 'Claim', 'processor',
            'machine', 'in_words', 'versions', 'commit', 'pictures', 'comma_separated', 'marked', 'Exhibit', 'resolve',
-           'declared_by', 'hints', 'now', 'as_json', 'spread', 'printed', 'beside', 'cell_of', 'by_row', 'Notebook',
-           'notebook_folder', 'exhibits', 'in_order', 'saved', 'everything_saved', 'duration', 'effort', 'data_of',
-           'setting_of', 'rows_of', 'line_for', 'markdown_table', 'scoreboard', 'update_readme']
+           'declared_by', 'hints', 'now', 'as_json', 'seeds', 'spread', 'printed', 'beside', 'cell_of', 'counts',
+           'by_row', 'Notebook', 'notebook_folder', 'exhibits', 'in_order', 'saved', 'everything_saved', 'duration',
+           'effort', 'data_of', 'setting_of', 'rows_of', 'line_for', 'markdown_table', 'scoreboard', 'update_readme']
 
 # %% ../nbs/60_exhibits.ipynb #37d3dcae
 import ast, hashlib, io, json, math, os, platform, re, subprocess, tempfile, time, tokenize
@@ -527,16 +527,24 @@ def as_json(value: Any) -> str:
     return json.dumps(tidy(value), indent=1, ensure_ascii=False) + "\n"
 
 # %% ../nbs/60_exhibits.ipynb #57a89398
+def seeds(
+    n: int,   # how many
+) -> str:     # "1 seed", "3 seeds"
+    "A number of seeds in words"
+    return f"{n} seed{'s' * (n != 1)}"
+
+
 def spread(
     values: "pd.Series",  # one value for each seed
     scale: float = 100,   # 100 turns fractions into percent
     digits: int = 2,      # after the decimal point
+    count: bool = True,   # whether to say how many seeds
 ) -> str:                 # e.g. "68.12 ± 0.31 (3 seeds)"
     "Mean ± standard deviation (n − 1) over the seeds"
     values = values.dropna() * scale
     if values.empty: return "not run"
     sd = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{sd} ({len(values)} seed{'s' * (len(values) != 1)})"
+    return f"{values.mean():.{digits}f}{sd}" + f" ({seeds(len(values))})" * count
 
 # %% ../nbs/60_exhibits.ipynb #f5734634
 def printed(
@@ -555,21 +563,27 @@ def beside(
     scale: float = 100,                  # what ours is multiplied by: 100 for percent
     digits: int = 2,                     # after the decimal point
 ) -> pd.DataFrame:                       # columns (name, "paper"), (name, "ours"); our own rows come last
-    "The paper's numbers beside ours: mean ± sd over seeds, or 'not run'"
+    "The paper's numbers beside ours: mean ± sd over seeds, said once if they are equally many, or 'not run'"
     paper = paper.to_dict("index") if isinstance(paper, pd.DataFrame) else dict(paper)
     keys = [key] if isinstance(key, str) else list(key)
     groups, columns = by_row(ours, keys), list(dict.fromkeys(c for row in paper.values() for c in row))
-    rows = [*paper, *(r for r in groups if r not in paper)]
+    rows, many = [*paper, *(r for r in groups if r not in paper)], counts(groups, columns)
     def pair(r: Any, c: str) -> list[str]:
-        return [printed(paper.get(r, {}).get(c), digits), cell_of(groups.get(r), c, scale, digits)]
+        return [printed(paper.get(r, {}).get(c), digits), cell_of(groups.get(r), c, scale, digits, len(many) > 1)]
     index = pd.MultiIndex.from_tuples(rows, names=keys) if len(keys) > 1 else pd.Index(rows, name=keys[0])
     cells = [sum((pair(r, c) for c in columns), []) for r in rows]
-    return pd.DataFrame(cells, index, pd.MultiIndex.from_product([columns, ["paper", "ours"]]))
+    said = "ours: mean ± sd, " + seeds(*many) if len(many) == 1 else None
+    return pd.DataFrame(cells, index, pd.MultiIndex.from_product([columns, ["paper", "ours"]], names=[None, said]))
 
 # %% ../nbs/60_exhibits.ipynb #ad5dc383
-def cell_of(runs: pd.DataFrame | None, column: str, scale: float, digits: int) -> str:
+def cell_of(runs: pd.DataFrame | None, column: str, scale: float, digits: int, count: bool) -> str:
     "Our half of a cell"
-    return "not run" if runs is None or column not in runs else spread(runs[column], scale, digits)
+    return "not run" if runs is None or column not in runs else spread(runs[column], scale, digits, count)
+
+# %% ../nbs/60_exhibits.ipynb #9c68d9d2
+def counts(groups: Mapping[Any, pd.DataFrame], columns: list[str]) -> set[int]:
+    "How many seeds our cells are means of"
+    return {n for runs in groups.values() for c in columns if c in runs and (n := int(runs[c].notna().sum()))}
 
 # %% ../nbs/60_exhibits.ipynb #993aca3a
 def by_row(ours: pd.DataFrame, keys: list[str]) -> dict[Any, pd.DataFrame]:
