@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from calibkd import kdc, sweep
 from calibkd.exhibits import exhibits
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +38,24 @@ def test_exhibit_in_smoke(name, tmp_path, shared_store, monkeypatch):
     assert meta["preset"] == "smoke" and meta["hardware"] and meta["seconds"] > 0
     assert len(pd.read_csv(folder / f"{name}.csv")) > 0
     assert str(tmp_path) not in (folder / "meta.json").read_text()
+
+
+class Declared(Exception):
+    "The runs that an exhibit wants to train first"
+
+
+@pytest.mark.parametrize("name", [n for n, b in BOOKS.items() if any("calibkd.kdc" in source for _, source in b.cells)])
+def test_the_paper_preset_declares_runs(name, monkeypatch):
+    "What it names exists: networks, recipes, data sets, calibrators. Two look up names of classes first, for which the data are needed"
+    monkeypatch.setenv("CALIBKD_DATA", "/nowhere")
+    def declare(runs, *args, **kwargs): raise Declared(list(runs))
+    for module in (kdc, sweep): monkeypatch.setattr(module, "train", declare)
+    space = {"In": []}
+    with pytest.raises(FileNotFoundError if name in ("fig_S2", "fig_S3") else Declared) as caught:
+        for kind, source in BOOKS[name].cells:
+            if kind != "markdown": exec(source + "\npreset = 'paper'" * (kind == "parameters"), space)
+    if caught.type is FileNotFoundError: return
+    assert {r.epochs for r in caught.value.args[0]} <= ({36} if name == "extra_true_calibration" else {0, 100, 160})
 
 
 def test_short_form_and_cache(tmp_path):

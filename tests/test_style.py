@@ -71,6 +71,7 @@ def test_exhibits_declare_and_do_not_compute(path):
     for c in code:
         source = "".join(c["source"])
         assert len(source.splitlines()) <= 25, f"a cell of {len(source.splitlines())} lines"
+        if "parameters" not in c["metadata"].get("tags", []): assert max(map(len, source.splitlines())) <= 120, "wider than a page"
         assert "#| export" not in source and ".backward(" not in source and "optim" not in source, "training code in an exhibit"
 
 
