@@ -362,7 +362,7 @@ class AdaFocal(Objective):
         state.gamma.copy_(updated_gamma(state.gamma, bin_gaps(conf, pred == labels, edges).to(state.gamma), self.lam))
         state.edges.copy_(edges)
 
-# %% ../nbs/11_calibrators.ipynb #0dd56431
+# %% ../nbs/11_calibrators.ipynb #a0b060bb
 def mixed(
     task: Objective,  # the loss on the labels
     seen: Seen,       # of a batch with `labels_b` and `lam`
@@ -373,7 +373,7 @@ def mixed(
     first, second = (replace(batch, labels=y, labels_b=None, lam=1.0) for y in (batch.labels, batch.labels_b))
     return batch.lam * task.loss(replace(seen, batch=first)) + (1 - batch.lam) * task.loss(replace(seen, batch=second))
 
-# %% ../nbs/11_calibrators.ipynb #5fc6c961
+# %% ../nbs/11_calibrators.ipynb #d95157f5
 def partners(
     batch: Batch,
     generator: torch.Generator,  # on the CPU, so that the draw is the same on every device
@@ -381,7 +381,7 @@ def partners(
     "Whom each image of a batch is mixed with: a random permutation"
     return torch.randperm(len(batch.labels), generator=generator).to(batch.labels.device)
 
-# %% ../nbs/11_calibrators.ipynb #523abd29
+# %% ../nbs/11_calibrators.ipynb #4e788c6c
 @dataclass(frozen=True)
 class MixUp(Around):
     "Train on convex mixtures of images and labels (Zhang et al. 2018; for calibration Thulasidasan et al. 2019)"
@@ -398,7 +398,7 @@ class MixUp(Around):
         "The task loss on both labels"
         return mixed(self.task, seen)
 
-# %% ../nbs/11_calibrators.ipynb #fb06f60e
+# %% ../nbs/11_calibrators.ipynb #878b09b1
 @dataclass(frozen=True)
 class CutMix(Around):
     "Train on images with a box pasted from another one (Yun et al. 2019)"
@@ -419,7 +419,7 @@ class CutMix(Around):
         "The task loss on both labels"
         return mixed(self.task, seen)
 
-# %% ../nbs/11_calibrators.ipynb #ec86baf0
+# %% ../nbs/11_calibrators.ipynb #96bc6ee8
 def fit_temperature(
     logits: Tensor,  # (N, C), of held-out data: never of the test split
     labels: Tensor,  # (N,), int64
@@ -436,7 +436,7 @@ def fit_temperature(
     optimiser.step(closure)
     return float(log_T.detach().clamp(-3, 3).exp())
 
-# %% ../nbs/11_calibrators.ipynb #071caf11
+# %% ../nbs/11_calibrators.ipynb #5d06b2f8
 class Tempered(nn.Module):
     "A network whose logits are divided by a fitted temperature"
     def __init__(
@@ -454,7 +454,7 @@ class Tempered(nn.Module):
         logits, maps = self.net(x, features=True)
         return logits / self.T, maps
 
-# %% ../nbs/11_calibrators.ipynb #13b20006
+# %% ../nbs/11_calibrators.ipynb #29d759e0
 @dataclass(frozen=True)
 class TS(Around):
     "Temperature scaling on the held-out split after training on the task loss (Guo et al. 2017), the papers' CE+TS"

@@ -47,8 +47,7 @@ def times(
     results: list[dict],    # what was saved of it
 ) -> str:                   # e.g. "smoke 5 s · quick 4 min · paper ?"
     "How long the presets take"
-    long = lambda r: max(r["seconds"], r["training"].get("seconds", 0))  # what was cached took its time once
-    took = {r["preset"]: ex.duration(long(r)) for r in results if not r["changed"]} | notebook.times
+    took = {r["preset"]: ex.duration(ex.effort(r)) for r in results if not r["changed"]} | notebook.times
     return " · ".join(f"{p} {took.get(p, '?')}" for p in ex.PRESETS)
 
 # %% ../nbs/61_cli.ipynb #46ae3d59
@@ -56,10 +55,9 @@ def outcome(
     result: dict,  # as `exhibits.saved` gives it
 ) -> str:          # e.g. "2 of 3 claims hold (quick preset, 2026-11-21)"
     "The verdict in a few words"
-    verdicts = [c["verdict"] for c in result["claims"]]
     setting = [f"{result['preset']} preset", *(f"{k}={ex.plain(v)}" for k, v in result["changed"].items())]
     when = ", ".join([*setting, result["date"][:10]])
-    return f"{verdicts.count('holds')} of {len(verdicts)} claims hold ({when})"
+    return f"{ex.holding(result)} claims hold ({when})"
 
 # %% ../nbs/61_cli.ipynb #913db692
 @main.command("list")
@@ -155,7 +153,7 @@ def run_one(
     report(notebook, result, place)
     return result or {}
 
-# %% ../nbs/61_cli.ipynb #bb6966f4
+# %% ../nbs/61_cli.ipynb #a0e8c3aa
 def place_of(
     name: str,            # of the exhibit
     folder: str | None,   # where its results are
@@ -164,7 +162,7 @@ def place_of(
     default = folder in (None, str(ex.results_root() / name))
     return (ex.results_root() if default else Path(folder)) / f"{name}.ipynb"
 
-# %% ../nbs/61_cli.ipynb #e78dd683
+# %% ../nbs/61_cli.ipynb #c5d3b62b
 @contextmanager
 def environment(**variables: str) -> Iterator[None]:
     "Environment variables for the kernel, taken back afterwards"
@@ -175,7 +173,7 @@ def environment(**variables: str) -> Iterator[None]:
         for name in variables: del os.environ[name]
         os.environ.update({name: value for name, value in before.items() if value is not None})
 
-# %% ../nbs/61_cli.ipynb #bef1040d
+# %% ../nbs/61_cli.ipynb #d07137cf
 def execute(
     source: Path,                   # the notebook; it is not changed
     output: Path,                   # the executed copy
@@ -191,7 +189,7 @@ def execute(
         papermill.execute_notebook(
             str(source), str(output), parameters, progress_bar=cells, cwd=os.getcwd(), extra_arguments=quiet)
 
-# %% ../nbs/61_cli.ipynb #d7910cc7
+# %% ../nbs/61_cli.ipynb #0ed7a80e
 SENTENCES = ("ValueError", "OSError", "FileNotFoundError", "PermissionError")
 
 # %% ../nbs/61_cli.ipynb #3c44c793
@@ -209,7 +207,7 @@ def failure(
         message = f"{error.ename}: {message} (the traceback is in {nearby(place)})"
     click.echo(f"Error: {message}" if alone else f"Error in {notebook.name}: {message}", err=True)
 
-# %% ../nbs/61_cli.ipynb #142319ca
+# %% ../nbs/61_cli.ipynb #29be11d3
 def nearby(
     path: Path,  # any path
 ) -> str:        # relative where it is below the current folder
@@ -229,7 +227,7 @@ def report(
     files = [result["folder"] / f"{notebook.name}.{suffix}" for suffix in ("png", "csv")]
     click.echo(f"  {nearby(next(filter(Path.exists, files), result['folder']))} · {nearby(place)}")
 
-# %% ../nbs/61_cli.ipynb #66135265
+# %% ../nbs/61_cli.ipynb #f271a50a
 def line_of(
     claim: dict,   # as it is in claims.json
 ) -> str:          # e.g. "holds          ECE rises with T (paper: 6 → 12; ours: 7 → 11)"
@@ -238,7 +236,7 @@ def line_of(
     details = numbers or claim["evidence"]
     return f"{claim['verdict']:14} {claim['text']}" + (f" ({details})" if details else "")
 
-# %% ../nbs/61_cli.ipynb #a088265b
+# %% ../nbs/61_cli.ipynb #cf541694
 @main.command("runs")
 def stored_runs() -> None:
     "What the store holds: one line for each trained network."
@@ -250,7 +248,7 @@ def stored_runs() -> None:
     for name in {"top1", "ece"} & {*table}: table[name] = table[name].map("{:.2%}".format)
     click.echo(table.to_string(index=False, na_rep=""))
 
-# %% ../nbs/61_cli.ipynb #730b6a1e
+# %% ../nbs/61_cli.ipynb #ca16b2b0
 @main.command("verify")
 def verify_runs() -> None:
     "Compute the metrics of every stored network again from its logits and compare."
@@ -264,7 +262,7 @@ def verify_runs() -> None:
     click.echo(f"{len(hashes) - bad} of {len(hashes)} stored networks give the stored metrics again.")
     if bad: sys.exit(1)
 
-# %% ../nbs/61_cli.ipynb #e92375e4
+# %% ../nbs/61_cli.ipynb #0f6ec3b6
 @main.command("scoreboard")
 @click.argument("readme", required=False)
 @click.option("--check", is_flag=True, help="Change nothing; exit with 1 if the table is out of date.")
@@ -275,5 +273,5 @@ def update_scoreboard(readme: str | None, check: bool) -> None:
     if stale and check: raise ValueError(f"{nearby(path)} is out of date: run `calibkd scoreboard`.")
     click.echo(f"{nearby(path)} is {'now' if stale else 'already'} up to date.")
 
-# %% ../nbs/61_cli.ipynb #323707be
+# %% ../nbs/61_cli.ipynb #8f83c6a3
 if __name__ == "__main__" and "__file__" in globals(): main(prog_name="calibkd")

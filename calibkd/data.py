@@ -35,7 +35,7 @@ from .corruptions import check, corrupt
 from .mixtures import Textures
 from .progress import bar
 
-# %% ../nbs/10_data.ipynb #c4c6dc98
+# %% ../nbs/10_data.ipynb #43142b1d
 def _root(variable: str, folder: str) -> Path:
     "The folder that an environment variable names, else one in the user's cache."
     default = Path(platformdirs.user_cache_dir("calibkd", False), folder)
@@ -51,7 +51,7 @@ def cache_root() -> Path:
     "The folder for what is derived from data sets: `CALIBKD_CACHE`, else a per-user cache."
     return _root("CALIBKD_CACHE", "cache")
 
-# %% ../nbs/10_data.ipynb #b8436b99
+# %% ../nbs/10_data.ipynb #1a5bb7c9
 @dataclass(frozen=True, eq=False)
 class Split:
     "Images with labels."
@@ -71,7 +71,7 @@ class Split:
         posterior = None if self.posterior is None else self.posterior[rows]
         return Split(self.x[rows], self.labels[rows], self.index[rows], posterior)
 
-# %% ../nbs/10_data.ipynb #f6a197c3
+# %% ../nbs/10_data.ipynb #df984270
 def mean_std(
     x: Tensor,  # (N, C, H, W) uint8 or float
 ) -> tuple[Tensor, Tensor]:  # (C,) float32 each
@@ -83,7 +83,7 @@ def mean_std(
     first, second = total / n
     return (first / scale).float(), ((second - first ** 2).clamp(min=0).sqrt() / scale).float()
 
-# %% ../nbs/10_data.ipynb #9aadceba
+# %% ../nbs/10_data.ipynb #73fb182b
 @dataclass(frozen=True, eq=False)
 class Loaded:
     "A data set in memory."
@@ -122,7 +122,7 @@ class Loaded:
             self._affine[key] = [t.float().to(device) for t in affine]
         return self._affine[key]
 
-# %% ../nbs/10_data.ipynb #43b689ba
+# %% ../nbs/10_data.ipynb #70531b67
 def _shuffled_ranks(labels: np.ndarray, u: np.ndarray) -> np.ndarray:
     "Rank of each sample in its class by the random number `u`."
     by_class = np.lexsort((u, labels))
@@ -175,7 +175,7 @@ def hold_out(
     order = sample_order(split.labels, seed, balanced=False)
     return split.at(order[n:].sort().values), split.at(order[:n].sort().values)
 
-# %% ../nbs/10_data.ipynb #0f36d85d
+# %% ../nbs/10_data.ipynb #01ed3733
 @dataclass(frozen=True, eq=False)
 class Raw:
     "What a source delivers."
@@ -279,7 +279,7 @@ def _as_bytes(x: Tensor, reference: Tensor) -> tuple[Tensor, Callable[[Tensor], 
     scale = 255 / (high - low)
     return ((x - low) * scale).round().clamp(0, 255).byte(), lambda pixels: pixels / scale + low
 
-# %% ../nbs/10_data.ipynb #95d89c15
+# %% ../nbs/10_data.ipynb #4be53c59
 @source("textures")
 def _textures(argument: str, spec: Dataset) -> Raw:
     "`textures`, or `textures:4x3` for 4 super-classes of 3 classes."
@@ -300,7 +300,7 @@ def _drawn(kind: Textures, n: int, seed: int) -> Split:
     x, labels, posterior = kind.sample(n, seed)
     return Split(x, labels, torch.arange(n), posterior)
 
-# %% ../nbs/10_data.ipynb #c0844d32
+# %% ../nbs/10_data.ipynb #b367f48c
 def _resized(split: Split, size: int | None) -> Split:
     "`split` with uint8 images of another size."
     if size is None or split.x.shape[2:] == (size, size):
@@ -326,7 +326,7 @@ def _digits(argument: str, spec: Dataset) -> Raw:
     train, test = hold_out(whole, 1 / 3, spec.seed)
     return Raw(train, test, [str(c) for c in found.target_names], "crop")
 
-# %% ../nbs/10_data.ipynb #c8e93894
+# %% ../nbs/10_data.ipynb #bcdcd319
 TORCHVISION = {"mnist": "MNIST", "fashionmnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
 TINY = "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de"  # address, md5
 
@@ -350,7 +350,7 @@ def _missing(path: Path, origin: str, name: str | None = None) -> FileNotFoundEr
     return FileNotFoundError(f"{path} is missing: {origin}{get}; CALIBKD_DATA says where the data are, "
                              "and the data set 'textures' needs no file.")
 
-# %% ../nbs/10_data.ipynb #386edd72
+# %% ../nbs/10_data.ipynb #9b074d09
 def _idx(folder: Path, name: str, kind: str) -> np.ndarray:
     "One file of MNIST's format, plain or as it was downloaded; gzip's own checksum tells a damaged one."
     plain, packed = folder / name.removesuffix(".gz"), folder / name
@@ -383,14 +383,14 @@ def _plain_mnist(argument: str, spec: Dataset) -> Raw:
 def _fashion_mnist(argument: str, spec: Dataset) -> Raw:
     return _mnist("fashionmnist", "crop+flip", spec)
 
-# %% ../nbs/10_data.ipynb #d8df30f3
+# %% ../nbs/10_data.ipynb #a73bc03f
 CIFAR_STATS = {  # mean and std of each channel in [0, 1]
     "cifar10": ((.4914, .4822, .4465), (.2023, .1994, .2010)),  # MDCA's and Kuangliu's code
     "cifar100": ((.5071, .4867, .4408), (.2675, .2565, .2761)),  # RepDistiller, mdistiller
 }
 
 
-def _cifar(kind: str, spec: Dataset) -> Raw:
+def _cifar(kind: str, argument: str, spec: Dataset) -> Raw:
     import torchvision
     official = getattr(torchvision.datasets, TORCHVISION[kind])
     folder = data_root() / official.base_folder
@@ -404,14 +404,7 @@ def _cifar(kind: str, spec: Dataset) -> Raw:
     return Raw(*(_resized(s, spec.size) for s in splits), parts[0].classes, "crop+flip", CIFAR_STATS[kind])
 
 
-@source("cifar10")
-def _cifar10(argument: str, spec: Dataset) -> Raw:
-    return _cifar("cifar10", spec)
-
-
-@source("cifar100")
-def _cifar100(argument: str, spec: Dataset) -> Raw:
-    return _cifar("cifar100", spec)
+for _kind in CIFAR_STATS: source(_kind)(functools.partial(_cifar, _kind))
 
 # %% ../nbs/10_data.ipynb #eb2a17c7
 RECORDS = {  # folder, record of Zenodo, number of classes
@@ -457,30 +450,21 @@ def _again(record: int) -> str:
     return f"fetch it again from https://zenodo.org/records/{record}."
 
 
-def _around_c(kind: str, spec: Dataset) -> Raw:
+def _around_c(kind: str, argument: str, spec: Dataset) -> Raw:
     "What is clean: the official data where they are, else nothing but the names of the classes."
     import torchvision
     if (data_root() / getattr(torchvision.datasets, TORCHVISION[kind]).base_folder).is_dir():
-        return _cifar(kind, spec)
+        return _cifar(kind, argument, spec)
     side, classes = spec.size or 32, RECORDS[kind][2]
     empty = _split(np.empty((0, 3, side, side), np.uint8), [])
     return Raw(empty, empty, [str(i) for i in range(classes)], "crop+flip", CIFAR_STATS[kind])
 
 
-@source("cifar10-c")
-def _around_cifar10_c(argument: str, spec: Dataset) -> Raw:
-    return _around_c("cifar10", spec)
+for _kind in RECORDS:
+    source(f"{_kind}-c")(functools.partial(_around_c, _kind))
+    PUBLISHED[f"{_kind}-c"] = functools.partial(_cifar_c, _kind)
 
-
-@source("cifar100-c")
-def _around_cifar100_c(argument: str, spec: Dataset) -> Raw:
-    return _around_c("cifar100", spec)
-
-
-PUBLISHED["cifar10-c"] = functools.partial(_cifar_c, "cifar10")
-PUBLISHED["cifar100-c"] = functools.partial(_cifar_c, "cifar100")
-
-# %% ../nbs/10_data.ipynb #aa76c5d3
+# %% ../nbs/10_data.ipynb #264e4a1b
 IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -518,7 +502,7 @@ def _around(names: list[str], where: Path) -> str:
         raise ValueError(f"{where} holds several data sets ({', '.join(found[:5])}): name the folder of one.")
     return found[0] if found else ""
 
-# %% ../nbs/10_data.ipynb #e153bdea
+# %% ../nbs/10_data.ipynb #91295f06
 class Files:
     "The files of a folder or a zip by their relative names."
 
@@ -595,7 +579,7 @@ def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
 
-# %% ../nbs/10_data.ipynb #78f55214
+# %% ../nbs/10_data.ipynb #07f21641
 @dataclass(frozen=True, eq=False)
 class Index:
     "Which files a folder data set consists of."
@@ -646,7 +630,7 @@ def _short(names: list[str]) -> list[str]:
     first = [n.split(",")[0].strip() for n in names]
     return [f if first.count(f) == 1 else n for f, n in zip(first, names)]
 
-# %% ../nbs/10_data.ipynb #74e04550
+# %% ../nbs/10_data.ipynb #8680d0e6
 def _tiny_index(files: Files) -> Index:
     "train/<wnid>/images, val/images, val_annotations.txt, wnids.txt, words.txt."
     tables = ["wnids.txt", "val/val_annotations.txt", "words.txt"]
@@ -667,13 +651,13 @@ def _tiny_index(files: Files) -> Index:
     shown = _short([words.get(w, w) for w in wnids])
     return Index(train, test, shown, [t for t in tables if t in files.names])
 
-# %% ../nbs/10_data.ipynb #2b5246ab
+# %% ../nbs/10_data.ipynb #d280fd3c
 def _hash_contents(files: Files, index: Index) -> str:
     names = sorted([name for name, _ in index.train + index.test] + index.tables)
     lines = (f"{name}\0{crc:08x}\n" for name, crc in zip(names, files.crcs(names)))
     return _digest("".join(lines))
 
-# %% ../nbs/10_data.ipynb #66f07107
+# %% ../nbs/10_data.ipynb #c9af6539
 MAX_BYTES = 2 ** 35  # of decoded images held in memory
 
 
@@ -714,7 +698,7 @@ def decode(
         x[i], all_grey = image.transpose(2, 0, 1), all_grey and grey
     return torch.from_numpy(x[:, :1].copy() if all_grey else x)
 
-# %% ../nbs/10_data.ipynb #38a6ffcd
+# %% ../nbs/10_data.ipynb #1fa5104e
 def _remembered(key: str, make: Callable[[], Tensor]) -> Tensor:
     path = cache_root() / "decoded" / f"{key}.safetensors"
     try:
@@ -750,7 +734,7 @@ def _image_folder(kind: str, argument: str, size: int | None) -> Raw:
     train, test = (_split(pixels.numpy(), [y for _, y in part]) for pixels, part in parts)
     return Raw(train, test, index.classes, "crop+flip")
 
-# %% ../nbs/10_data.ipynb #2d54c324
+# %% ../nbs/10_data.ipynb #ec431d2c
 @source("folder")
 def _folder(argument: str, spec: Dataset) -> Raw:
     return _image_folder("folder", argument, spec.size)

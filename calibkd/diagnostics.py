@@ -10,8 +10,7 @@ __all__ = ['Flat', 'penultimate_features', 'templates', 'class_index', 'similar_
 # %% ../nbs/51_diagnostics.ipynb #3b31b449
 import difflib
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,19 +26,9 @@ from .networks.core import adopt, penultimate
 from .objectives import nearest, require
 from .plots import (
     COLUMN, MARKERS, PALETTE, WIDE, _inches, _legend, _Panel, _part, _tick, _wrapped, levels, style, subplots)
-from .training import fixed_threads
+from .training import evaluating, fixed_threads
 
 # %% ../nbs/51_diagnostics.ipynb #9d58aaf7
-@contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    "Evaluation mode for a while; every module gets its own mode back"
-    modes = [(m, m.training) for m in net.modules()]
-    net.eval()
-    try: yield
-    finally:
-        for m, mode in modes: m.training = mode
-
-
 @torch.no_grad()
 def penultimate_features(
     net: nn.Module,  # a network of this library or from elsewhere
@@ -50,7 +39,7 @@ def penultimate_features(
     "What a network's classifier sees of a split, without augmentation, in eval mode and full precision"
     weight, asked = penultimate(net).weight, adopt(net)
     like = {"device": weight.device, "dtype": weight.dtype, "memory_format": torch.channels_last}
-    with fixed_threads(), _evaluating(net):
+    with fixed_threads(), evaluating(net):
         pieces = (split.x[i : i + batch] for i in range(0, len(split), batch))
         found = [asked(data.normalise(x.to(weight.device)).to(**like), features=True)[1]["pooled"] for x in pieces]
     return torch.cat([f.float().cpu() for f in found]) if found else torch.zeros(0, weight.shape[1])

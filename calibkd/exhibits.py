@@ -10,7 +10,8 @@ __all__ = ['PRESETS', 'KINDS', 'INJECTED', 'NOT_OURS', 'ABSOLUTE', 'OVERVIEW', '
            'machine', 'in_words', 'versions', 'commit', 'pictures', 'comma_separated', 'marked', 'Exhibit', 'resolve',
            'declared_by', 'hints', 'now', 'as_json', 'seeds', 'spread', 'printed', 'beside', 'cell_of', 'counts',
            'by_row', 'Notebook', 'notebook_folder', 'exhibits', 'in_order', 'saved', 'everything_saved', 'duration',
-           'effort', 'data_of', 'setting_of', 'rows_of', 'line_for', 'markdown_table', 'scoreboard', 'update_readme']
+           'effort', 'data_of', 'setting_of', 'holding', 'rows_of', 'line_for', 'markdown_table', 'scoreboard',
+           'update_readme']
 
 # %% ../nbs/60_exhibits.ipynb #37d3dcae
 import ast, hashlib, io, json, math, os, platform, re, subprocess, tempfile, time, tokenize
@@ -720,6 +721,14 @@ def setting_of(
     "Which preset it is, and whether it is just that"
     return result["preset"] + ", changed" * bool(result["changed"])
 
+# %% ../nbs/60_exhibits.ipynb #ab9f4204
+def holding(
+    result: dict,   # as `saved` gives it
+) -> str:           # e.g. "2 of 3"
+    "How many claims hold, of those that were judged"
+    judged = [c["verdict"] for c in result["claims"] if c["verdict"] != "not run"]
+    return f"{judged.count('holds')} of {len(judged)}"
+
 # %% ../nbs/60_exhibits.ipynb #faacc64a
 def rows_of(
     result: dict,         # as `saved` gives it
@@ -734,9 +743,9 @@ def line_for(
     result: dict,     # as `saved` gives it
 ) -> list[str]:       # in the order of `OVERVIEW`
     "An exhibit in one row"
-    name, judged = result["exhibit"], [c["verdict"] for c in result["claims"] if c["verdict"] != "not run"]
+    name = result["exhibit"]
     place = quote(f"results/{name}/{result['folder'].name}") if result["changed"] else f"nbs/{name}.ipynb"
-    return [f"[{name}]({place})", result["title"], f"{judged.count('holds')} of {len(judged)}",
+    return [f"[{name}]({place})", result["title"], holding(result),
             setting_of(result), data_of(result), duration(effort(result))]
 
 # %% ../nbs/60_exhibits.ipynb #178a4448

@@ -8,7 +8,7 @@ __all__ = ['Array', 'Logits', 'confidence', 'Scores', 'scores', 'Bins', 'bins', 
            'evaluate', 'bootstrap', 'true_calibration_error', 'posterior_gap', 'spearman', 'log_odds', 'logit_pairs',
            'slope']
 
-# %% ../nbs/00_metrics.ipynb #a0a34565
+# %% ../nbs/00_metrics.ipynb #5265c1cc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,17 +17,17 @@ from functools import cached_property
 import numpy as np
 import torch
 
-# %% ../nbs/00_metrics.ipynb #fe0b2913
+# %% ../nbs/00_metrics.ipynb #e8c9f513
 Array = np.ndarray | torch.Tensor
 
-# %% ../nbs/00_metrics.ipynb #5e7dbfa6
+# %% ../nbs/00_metrics.ipynb #9501682c
 def _numpy(x: Array) -> np.ndarray:
     "As a NumPy array, sharing memory where it can; bfloat16, which NumPy lacks, as float32."
     if not isinstance(x, torch.Tensor): return np.asarray(x)
     x = x.detach().cpu()
     return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
 
-# %% ../nbs/00_metrics.ipynb #19270ef2
+# %% ../nbs/00_metrics.ipynb #704058c0
 def _matrix(x: Array, name: str) -> np.ndarray:
     "A floating (N, C) array."
     x = _numpy(x)
@@ -38,7 +38,7 @@ def _matrix(x: Array, name: str) -> np.ndarray:
         raise ValueError(f"{name} is empty (0 samples), expected N >= 1: check the split it comes from")
     return x if x.dtype.kind == "f" else x.astype(np.float64)
 
-# %% ../nbs/00_metrics.ipynb #af7b484e
+# %% ../nbs/00_metrics.ipynb #79c8ca07
 def _labels(labels: Array | None, n: int, classes: int) -> np.ndarray:
     "Labels as (N,) int64, each of them within 0..C-1."
     if labels is None: raise ValueError("labels is None, expected (N,) class numbers: pass them too")
@@ -55,13 +55,13 @@ def _labels(labels: Array | None, n: int, classes: int) -> np.ndarray:
                          "number the classes from 0 and drop samples marked as ignored")
     return y
 
-# %% ../nbs/00_metrics.ipynb #46c6e790
+# %% ../nbs/00_metrics.ipynb #67153d07
 def _parts(shape: tuple[int, ...]) -> list[slice]:
     "Slices of the rows of (N, C) such that a part fits the cache."
     size = max(1, 2**15 // shape[1])
     return [slice(i, i + size) for i in range(0, shape[0], size)]
 
-# %% ../nbs/00_metrics.ipynb #360dc172
+# %% ../nbs/00_metrics.ipynb #f596dc85
 def _row_stats(z: np.ndarray, is_logits: bool) -> tuple[np.ndarray, ...]:
     "Maximum and argmax of each row; sum and sum of squares of exp(z - maximum), or of the probabilities."
     pred = z.argmax(1)
@@ -69,7 +69,7 @@ def _row_stats(z: np.ndarray, is_logits: bool) -> tuple[np.ndarray, ...]:
     e = np.exp(z - top[:, None]) if is_logits else z
     return top, pred, e.sum(1), np.einsum("nc,nc->n", e, e)
 
-# %% ../nbs/00_metrics.ipynb #c36d8515
+# %% ../nbs/00_metrics.ipynb #afe52e0c
 def _rows(values: np.ndarray, is_logits: bool, name: str = "logits") -> list[np.ndarray]:
     "The row statistics of a whole matrix, checked; float64 (argmax int64)."
     with np.errstate(invalid="ignore"):  # infinities are reported below
@@ -81,7 +81,7 @@ def _rows(values: np.ndarray, is_logits: bool, name: str = "logits") -> list[np.
                          "look for a diverged training (lower its learning rate) or drop such rows")
     return [top, *rest]
 
-# %% ../nbs/00_metrics.ipynb #379585b6
+# %% ../nbs/00_metrics.ipynb #c32fa71c
 def _check_probs(values: np.ndarray, total: np.ndarray, coarse: bool = False, name: str = "probs") -> None:
     "Refuse rows that are no distribution; coarse ones (16 bits) may be off by a hundredth."
     off = np.flatnonzero(np.abs(total - 1) > (1e-2 if coarse else 1e-4))
@@ -92,7 +92,7 @@ def _check_probs(values: np.ndarray, total: np.ndarray, coarse: bool = False, na
         raise ValueError(f"{name} holds {values.min():.6g}, expected values in 0..1: "
                          "pass logits by name if these are logits")
 
-# %% ../nbs/00_metrics.ipynb #a6a4e5bc
+# %% ../nbs/00_metrics.ipynb #5a246cf9
 def _given(
     logits: Array | None,
     probs: Array | None,
@@ -108,7 +108,7 @@ def _given(
     _check_probs(values, total, coarse=getattr(probs, "itemsize", 8) < 4)
     return values, None, np.minimum(top, 1), pred, square
 
-# %% ../nbs/00_metrics.ipynb #c331e1af
+# %% ../nbs/00_metrics.ipynb #06991ae5
 def confidence(
     logits: Array | None = None,  # (N, C) any real dtype
     *,
@@ -117,7 +117,7 @@ def confidence(
     "Confidence and prediction: the largest softmax probability of each row and where it is."
     return _given(logits, probs)[2:4]
 
-# %% ../nbs/00_metrics.ipynb #0588cadb
+# %% ../nbs/00_metrics.ipynb #02e769f9
 def _stable_order(x: np.ndarray) -> np.ndarray:
     "Stable argsort as two vectorised sorts, by value and ties by index: several times faster."
     order = np.argsort(x)
@@ -125,7 +125,7 @@ def _stable_order(x: np.ndarray) -> np.ndarray:
     order = np.sort(order + tie)
     return order - tie
 
-# %% ../nbs/00_metrics.ipynb #fa5f89f3
+# %% ../nbs/00_metrics.ipynb #9d5dee26
 @dataclass(frozen=True, eq=False)
 class Scores:
     "Logits (or probabilities) and labels, looked at once: every metric takes it in place of its logits."
@@ -179,7 +179,7 @@ class Scores:
         same = {name: getattr(self, name)[index] for name in ("labels", "conf", "pred", "square")}
         return replace(self, shift=shift, rows=index if rows is None else rows, **same)
 
-# %% ../nbs/00_metrics.ipynb #72cc7c58
+# %% ../nbs/00_metrics.ipynb #9d39fca6
 def scores(
     logits: Array | Scores | None = None,  # (N, C) any real dtype, or a Scores, which comes back as it is
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -194,27 +194,27 @@ def scores(
     values, shift, conf, pred, square = _given(logits, probs)
     return Scores(values, _labels(labels, *values.shape), shift, conf, pred, square)
 
-# %% ../nbs/00_metrics.ipynb #22551893
+# %% ../nbs/00_metrics.ipynb #5add82c4
 Logits = Array | Scores
 
-# %% ../nbs/00_metrics.ipynb #10fcddc7
+# %% ../nbs/00_metrics.ipynb #0bf0a750
 def _bin_count(n_bins: int) -> int:
     "The number of bins, checked."
     if isinstance(n_bins, bool) or not isinstance(n_bins, (int, np.integer)) or n_bins < 1:
         raise ValueError(f"n_bins is {n_bins!r}, expected an integer of at least 1: 15 is usual")
     return int(n_bins)
 
-# %% ../nbs/00_metrics.ipynb #5f26ae1a
+# %% ../nbs/00_metrics.ipynb #bb0afe05
 def _which(p: np.ndarray, edges: np.ndarray) -> np.ndarray:
     "The bin (lo, hi] of each probability, as int64; 0 belongs to the first."
     return np.clip(np.searchsorted(edges, p) - 1, 0, len(edges) - 2)
 
-# %% ../nbs/00_metrics.ipynb #2e6d7bc2
+# %% ../nbs/00_metrics.ipynb #bf8ae4a2
 def _vector(x: Array) -> np.ndarray:
     "As float64 numbers on the CPU."
     return _numpy(x).astype(np.float64)
 
-# %% ../nbs/00_metrics.ipynb #7d61d2ab
+# %% ../nbs/00_metrics.ipynb #b0b48dfb
 @dataclass(frozen=True, eq=False)
 class Bins:
     "The bins of a reliability diagram; an empty bin has count 0 and means nan."
@@ -248,7 +248,7 @@ class Bins:
         "Overconfidence error, a fraction, at most the ECE."
         return float(np.nansum(self.weight * self.conf * np.maximum(self.gap, 0)))
 
-# %% ../nbs/00_metrics.ipynb #181606f2
+# %% ../nbs/00_metrics.ipynb #09d9f48e
 def bins(
     conf: Array,  # (N,) confidences in 0..1
     correct: Array,  # (N,) bool, or the probability in 0..1 of being right where it is known
@@ -267,7 +267,7 @@ def bins(
     with np.errstate(invalid="ignore"):
         return Bins(edges, count, *(np.bincount(which, x, n_bins) / count for x in (conf, correct)))
 
-# %% ../nbs/00_metrics.ipynb #31dd241c
+# %% ../nbs/00_metrics.ipynb #7a33a613
 def ece(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -279,7 +279,7 @@ def ece(
     s = scores(logits, labels, probs=probs)
     return bins(s.conf, s.correct, n_bins).ece
 
-# %% ../nbs/00_metrics.ipynb #7835cae5
+# %% ../nbs/00_metrics.ipynb #be5d4735
 def mce(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -291,7 +291,7 @@ def mce(
     s = scores(logits, labels, probs=probs)
     return bins(s.conf, s.correct, n_bins).mce
 
-# %% ../nbs/00_metrics.ipynb #abd23864
+# %% ../nbs/00_metrics.ipynb #10dc7230
 def oe(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -314,7 +314,7 @@ def overconfidence(
     s = scores(logits, labels, probs=probs)
     return float(s.conf.mean() - s.correct.mean())
 
-# %% ../nbs/00_metrics.ipynb #f8a724d6
+# %% ../nbs/00_metrics.ipynb #e883301e
 def _class_gap(p: np.ndarray, hit: np.ndarray, edges: np.ndarray) -> float:
     "Sum over bins of |sum of (p - hit)| of one class: p (N,), hit (N,) bool."
     some = np.flatnonzero(p > .999 * float(edges[1]))  # a few too many: the edge is rounded to float32 here
@@ -323,7 +323,7 @@ def _class_gap(p: np.ndarray, hit: np.ndarray, edges: np.ndarray) -> float:
     per_bin[0] = p.sum(dtype=np.float64) - np.count_nonzero(hit) - per_bin[1:].sum()
     return float(np.abs(per_bin).sum())
 
-# %% ../nbs/00_metrics.ipynb #d82c9071
+# %% ../nbs/00_metrics.ipynb #e543dc39
 def sce(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -335,7 +335,7 @@ def sce(
     s, edges = scores(logits, labels, probs=probs), np.linspace(0, 1, _bin_count(n_bins) + 1)
     return sum(_class_gap(p, s.labels == c, edges) for c, p in enumerate(s.by_class)) / s.by_class.size
 
-# %% ../nbs/00_metrics.ipynb #475853df
+# %% ../nbs/00_metrics.ipynb #5ba2bfb2
 def _adaptive_gap(p: np.ndarray, hit: np.ndarray, n_bins: int, threshold: float = 0.) -> float:
     "Sum over equally large groups of |sum of (p - hit)|: p (N,) floating in 0..1, hit (N,) bool."
     bits = np.dtype(f"i{p.itemsize}").type
@@ -348,7 +348,7 @@ def _adaptive_gap(p: np.ndarray, hit: np.ndarray, n_bins: int, threshold: float 
     starts = first + np.arange(groups) * n // groups
     return float(np.abs(np.add.reduceat(p, starts, dtype=np.float64) - np.add.reduceat(hit, starts)).sum())
 
-# %% ../nbs/00_metrics.ipynb #f229a08b
+# %% ../nbs/00_metrics.ipynb #5bf5e829
 def ace(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -360,7 +360,7 @@ def ace(
     s = scores(logits, labels, probs=probs)
     return _adaptive_gap(s.conf, s.correct, _bin_count(n_bins)) / len(s)
 
-# %% ../nbs/00_metrics.ipynb #2e3f2ca6
+# %% ../nbs/00_metrics.ipynb #c2b3815f
 def ace_classwise(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -374,7 +374,7 @@ def ace_classwise(
     gaps = (_adaptive_gap(p, s.labels == c, n_bins, threshold) for c, p in enumerate(s.by_class))
     return sum(gaps) / s.by_class.size
 
-# %% ../nbs/00_metrics.ipynb #4a34e1aa
+# %% ../nbs/00_metrics.ipynb #4805a5b3
 def aurc(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -385,14 +385,14 @@ def aurc(
     s = scores(logits, labels, probs=probs)
     return float(np.mean(np.cumsum(~s.correct[s.order]) / np.arange(1, len(s) + 1)))
 
-# %% ../nbs/00_metrics.ipynb #2f24a208
+# %% ../nbs/00_metrics.ipynb #dfd08e62
 def _best_aurc(errors: int, n: int, closed_form: bool) -> float:
     "The AURC of n samples whose errors all come last."
     i, r = np.arange(1, errors + 1), errors / n
     if closed_form: return r + (1 - r) * math.log1p(-r) if r < 1 else 1.
     return float((i / (n - errors + i)).sum() / n)
 
-# %% ../nbs/00_metrics.ipynb #02c5f0ec
+# %% ../nbs/00_metrics.ipynb #3f5d2039
 def eaurc(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -404,14 +404,14 @@ def eaurc(
     s = scores(logits, labels, probs=probs)
     return aurc(s) - _best_aurc(np.count_nonzero(~s.correct), len(s), closed_form)
 
-# %% ../nbs/00_metrics.ipynb #2786cb5e
+# %% ../nbs/00_metrics.ipynb #2ce526ed
 def _counts(s: Scores) -> tuple[np.ndarray, np.ndarray]:
     "Right and wrong answers at or above each distinct confidence, highest first, as (K,) int64."
     conf, right = s.conf[s.order], np.cumsum(s.correct[s.order])
     last = np.append(np.flatnonzero(np.diff(conf)), len(s) - 1)
     return right[last], last + 1 - right[last]
 
-# %% ../nbs/00_metrics.ipynb #717319cb
+# %% ../nbs/00_metrics.ipynb #d65283bc
 def auroc(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -424,7 +424,7 @@ def auroc(
     heights = right - np.diff(right, prepend=0) / 2
     return float(np.diff(wrong, prepend=0) @ heights / (right[-1] * wrong[-1]))
 
-# %% ../nbs/00_metrics.ipynb #1efe12f8
+# %% ../nbs/00_metrics.ipynb #57c75511
 def aupr_error(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -438,7 +438,7 @@ def aupr_error(
     found, passed = ((a[-1] - np.append(0, a[:-1]))[::-1] for a in (wrong, right))
     return float(np.diff(found, prepend=0) @ (found / (found + passed)) / wrong[-1])
 
-# %% ../nbs/00_metrics.ipynb #0d59dbf2
+# %% ../nbs/00_metrics.ipynb #1b5e04cd
 def fpr95(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -450,7 +450,7 @@ def fpr95(
     if not right[-1] or not wrong[-1]: return math.nan
     return float(wrong[np.argmax(20 * right >= 19 * right[-1])] / wrong[-1])
 
-# %% ../nbs/00_metrics.ipynb #45bc2daa
+# %% ../nbs/00_metrics.ipynb #8f6fba59
 def top1(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -460,14 +460,14 @@ def top1(
     "Accuracy: the share of samples whose largest logit is the label's."
     return float(scores(logits, labels, probs=probs).correct.mean())
 
-# %% ../nbs/00_metrics.ipynb #f3e18591
+# %% ../nbs/00_metrics.ipynb #3e5cc50c
 def _in_top(z: np.ndarray, y: np.ndarray, k: int) -> int:
     "In how many rows of z (N, C) fewer than k entries come before the one of y (N,)."
     own = z[np.arange(len(z)), y][:, None]
     before = (z > own) | ((z == own) & (np.arange(z.shape[1]) < y[:, None]))
     return int(np.count_nonzero(np.count_nonzero(before, axis=1) < k))
 
-# %% ../nbs/00_metrics.ipynb #736979c0
+# %% ../nbs/00_metrics.ipynb #c9314881
 def topk(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -482,7 +482,7 @@ def topk(
     z = s.matrix
     return sum(_in_top(z[part], s.labels[part], k) for part in _parts(z.shape)) / len(s)
 
-# %% ../nbs/00_metrics.ipynb #cce5db0f
+# %% ../nbs/00_metrics.ipynb #fe754ce9
 def nll(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -492,7 +492,7 @@ def nll(
     "Negative log likelihood: the mean cross-entropy with the labels."
     return float(-scores(logits, labels, probs=probs).log_p.mean())
 
-# %% ../nbs/00_metrics.ipynb #1a6cd704
+# %% ../nbs/00_metrics.ipynb #6d7d5b5d
 def brier(
     logits: Logits | None = None,  # (N, C) any real dtype, or Scores
     labels: Array | None = None,  # (N,) integers in 0..C-1
@@ -522,13 +522,13 @@ _METRICS = (
     top1, topk, nll, brier, ece, mce, oe, overconfidence, sce, ace, ace_classwise, aurc, eaurc, auroc, aupr_error, fpr95,
 )
 
-# %% ../nbs/00_metrics.ipynb #cd97beed
+# %% ../nbs/00_metrics.ipynb #f0dca8c8
 def _resampled(metric: Callable[..., float], s: Scores, index: np.ndarray) -> float:
     "A metric of the samples `index`; those of this module need no new exponential."
     if getattr(metric, "func", metric) in _METRICS: return metric(s.take(index))
     return float(metric(torch.from_numpy(s.matrix[index]), torch.from_numpy(s.labels[index])))
 
-# %% ../nbs/00_metrics.ipynb #fd9485fa
+# %% ../nbs/00_metrics.ipynb #841038c7
 def bootstrap(
     metric: Callable[..., float],  # of this module, functools.partial of one, or any f(logits, labels)
     logits: Logits,  # (N, C) any real dtype, or Scores; metrics from elsewhere get resampled rows as tensors
@@ -546,7 +546,7 @@ def bootstrap(
     lo, hi = np.quantile(kept, [(1 - level) / 2, (1 + level) / 2])
     return float(lo), float(hi)
 
-# %% ../nbs/00_metrics.ipynb #42ab7a05
+# %% ../nbs/00_metrics.ipynb #79128754
 def _against(
     logits: Array | None,
     posterior: Array | None,
@@ -563,7 +563,7 @@ def _against(
     _check_probs(q, _rows(q, False, "posterior")[2], getattr(posterior, "itemsize", 8) < 4, "posterior")
     return conf, q[np.arange(len(q)), pred].astype(np.float64)
 
-# %% ../nbs/00_metrics.ipynb #d093f94a
+# %% ../nbs/00_metrics.ipynb #5ddbd4b7
 def true_calibration_error(
     logits: Array | None = None,  # (N, C) any real dtype
     posterior: Array | None = None,  # (N, C) true class probabilities
@@ -574,7 +574,7 @@ def true_calibration_error(
     "ECE with the exact probability of being right in place of the noisy hit."
     return bins(*_against(logits, posterior, probs), n_bins).ece
 
-# %% ../nbs/00_metrics.ipynb #3995f8c9
+# %% ../nbs/00_metrics.ipynb #7379300e
 def posterior_gap(
     logits: Array | None = None,  # (N, C) any real dtype
     posterior: Array | None = None,  # (N, C) true class probabilities
@@ -585,13 +585,13 @@ def posterior_gap(
     conf, truth = _against(logits, posterior, probs)
     return float(np.abs(conf - truth).mean())
 
-# %% ../nbs/00_metrics.ipynb #67ec2fc0
+# %% ../nbs/00_metrics.ipynb #7b6710f2
 def _ranks(x: np.ndarray) -> np.ndarray:
     "Ranks from 1, equals sharing their mean."
     _, group, count = np.unique(x, return_inverse=True, return_counts=True)
     return (np.cumsum(count) - (count - 1) / 2)[group]
 
-# %% ../nbs/00_metrics.ipynb #d8aae20e
+# %% ../nbs/00_metrics.ipynb #f92c18fb
 def spearman(
     x: Array,  # (n,) numbers
     y: Array,  # (n,) numbers
@@ -606,7 +606,7 @@ def spearman(
     norm = math.sqrt((a @ a) * (b @ b))
     return float(a @ b / norm) if norm else math.nan
 
-# %% ../nbs/00_metrics.ipynb #cebc5644
+# %% ../nbs/00_metrics.ipynb #312ec9e7
 def log_odds(
     logits: Array,  # (N, C) any real dtype
     classes: Array,  # (N,) integers in 0..C-1, which class of each row
@@ -620,7 +620,7 @@ def log_odds(
         raise ValueError(f"logits[{bad[0]}] holds nan or inf, expected finite numbers: drop such rows")
     return odds
 
-# %% ../nbs/00_metrics.ipynb #43019781
+# %% ../nbs/00_metrics.ipynb #65dbb470
 def logit_pairs(
     student_logits: Array,  # (N, C) of the student
     teacher_logits: Array,  # (N, C) of the teacher, the same samples
@@ -634,7 +634,7 @@ def logit_pairs(
     classes = confidence(teacher_logits)[1] if classes is None else classes
     return log_odds(teacher_logits, classes), log_odds(student_logits, classes)
 
-# %% ../nbs/00_metrics.ipynb #43a14494
+# %% ../nbs/00_metrics.ipynb #283b2e7e
 def slope(
     student_logits: Array,  # (N, C) of the student
     teacher_logits: Array,  # (N, C) of the teacher, the same samples

@@ -150,7 +150,7 @@ def memory(
     require(len(set(names)) == len(names), f"{', '.join(names)}: what keeps a memory can stand in an objective only once")
     return nn.ModuleDict(owned)
 
-# %% ../nbs/08_objectives.ipynb #50360ebd
+# %% ../nbs/08_objectives.ipynb #d9dfdc3d
 def nearest(
     name: str,         # what was asked for
     known: list[str],  # what there is

@@ -120,13 +120,13 @@ def handed(
     own = copy.deepcopy(adopt(net))
     return Handed(type(net).__name__, fingerprint(own), own)
 
-# %% ../nbs/20_runs.ipynb #71a74549
+# %% ../nbs/20_runs.ipynb #80f3b092
 @functools.cache
 def known_network(name: str) -> bool:
     "True, or the error of `network` with its suggestion"
     return network(name, num_classes=2, seed=0) is not None
 
-# %% ../nbs/20_runs.ipynb #6ddefedd
+# %% ../nbs/20_runs.ipynb #ba62baab
 VERSION = 1  # part of every identity; raise it when the meaning of a definition changes
 
 # %% ../nbs/20_runs.ipynb #2ab45577
@@ -166,7 +166,7 @@ class Run:
 
     def __repr__(self) -> str: return describe(self)
 
-# %% ../nbs/20_runs.ipynb #64c9ad95
+# %% ../nbs/20_runs.ipynb #05e87a46
 def pretrained(
     dataset: Dataset,         # what it is tested on
     network: str,             # its architecture, e.g. "resnet56-A"
@@ -186,16 +186,17 @@ def canonical(
     if isinstance(value, Weights): return _fields(value, skip=("path",)) | {"sha256": value.sha256()}
     if dataclasses.is_dataclass(value): return _fields(value)
     if isinstance(value, (tuple, list)): return [canonical(v) for v in value]
+    if isinstance(value, dict): return {k: canonical(v) for k, v in value.items()}
     return value
 
-# %% ../nbs/20_runs.ipynb #5f7643a0
+# %% ../nbs/20_runs.ipynb #63c7dc77
 def _fields(value: Any, skip: tuple[str, ...] = ()) -> dict:
     "Type and fields of a dataclass"
     known = {f.name: (f.type, getattr(value, f.name)) for f in dataclasses.fields(value) if f.name not in skip}
     number = lambda kind, v: float(v) if "float" in str(kind) and isinstance(v, (int, float)) else canonical(v)
     return {"type": type(value).__name__} | {k: number(kind, v) for k, (kind, v) in known.items() if v is not None}
 
-# %% ../nbs/20_runs.ipynb #64153984
+# %% ../nbs/20_runs.ipynb #cbcbecb6
 def _dataset(value: Dataset) -> dict:
     "A data set on disk is known by its content, not by where it lies"
     content = value.fingerprint()
@@ -207,17 +208,16 @@ def identity(
     run: Run,
 ) -> str:  # 16 hexadecimal digits
     "The hash of a run's canonical JSON"
-    return digest({"version": VERSION, "run": canonical(run)})
+    return digest({"version": VERSION, "run": run})
 
 # %% ../nbs/20_runs.ipynb #27067df2
 def digest(
     value: Any,  # a run, a data set, or what `canonical` made of them
 ) -> str:        # 16 hexadecimal digits
     "The hash of a value's canonical JSON"
-    plain = {k: canonical(v) for k, v in value.items()} if isinstance(value, dict) else canonical(value)
-    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(canonical(value), sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
-# %% ../nbs/20_runs.ipynb #f9e1c7a9
+# %% ../nbs/20_runs.ipynb #83b79fcf
 def describe(
     run: Run,
 ) -> str:  # e.g. "resnet8 ← resnet20[MDCA(beta=10.0)] · KD(T=2.0, alpha=0.9) · textures · 40 epochs · seed 0"
@@ -226,7 +226,7 @@ def describe(
     data = run.dataset.name.split("/")[-1]
     return f"{run.network}{teacher} · {short(run.objective)} · {data} · {run.epochs} epochs · seed {run.seed}"
 
-# %% ../nbs/20_runs.ipynb #8f72a35c
+# %% ../nbs/20_runs.ipynb #c4e1ae07
 def short(
     value: Any,  # an objective
 ) -> str:        # e.g. "MDCA(beta=10.0, task=Focal())"
@@ -236,7 +236,7 @@ def short(
     parts = [f"{f.name}={short(v) if dataclasses.is_dataclass(v := getattr(value, f.name)) else v}" for f in changed]
     return f"{type(value).__name__}({', '.join(parts)})" if parts else type(value).__name__
 
-# %% ../nbs/20_runs.ipynb #1ae71877
+# %% ../nbs/20_runs.ipynb #fcf3d6f5
 def objectives() -> dict[str, type[Objective]]:
     "All objectives defined so far, by name"
     def below(cls: type) -> list: return [c for s in cls.__subclasses__() for c in (s, *below(s))]
@@ -263,7 +263,7 @@ def imported(module: str) -> None:
     except ImportError as error:
         raise ValueError(f"the module '{module}' was not imported ({error}); is its folder on PYTHONPATH?") from None
 
-# %% ../nbs/20_runs.ipynb #963c9da6
+# %% ../nbs/20_runs.ipynb #a586f2af
 def cohorts(
     runs: list[Run],
 ) -> list[list[Run]]:  # runs in one list share data set, recipe, seed and teacher

@@ -206,7 +206,7 @@ def write_entry(
     (folder / "meta.json").write_text(json.dumps(describe_member(member, test), indent=1))
     (folder / "manifest.json").write_text(json.dumps({f: checksum(folder / f) for f in FILES}, indent=1))
 
-# %% ../nbs/40_store.ipynb #c181b5ee
+# %% ../nbs/40_store.ipynb #04f9423b
 def describe_member(member: Member, test: tuple[Tensor, Tensor]) -> dict:
     "The meta.json of a trained run"
     run = member.run

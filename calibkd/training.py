@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['device', 'fixed_threads', 'keep_memory', 'precision', 'build', 'fitting', 'Renormalised', 'read_weights',
            'load_foreign', 'generator', 'Batches', 'ask', 'Teacher', 'Member', 'seeded', 'load_initial',
-           'make_optimiser', 'feature_shapes', 'logits_of', 'write_checkpoint', 'read_note', 'resume', 'fit',
-           'train_members', 'one_epoch']
+           'make_optimiser', 'evaluating', 'feature_shapes', 'logits_of', 'write_checkpoint', 'read_note', 'resume',
+           'fit', 'train_members', 'one_epoch']
 
 # %% ../nbs/30_training.ipynb #86537e0d
 import contextlib, copy, ctypes, functools, json, math, os, time
@@ -77,7 +77,7 @@ def fitting(given: Handed, data: Loaded) -> nn.Module:
     require(classes == data.num_classes, f"the network {given} that was handed over has {classes} classes, the data set {data.num_classes}")
     return net
 
-# %% ../nbs/30_training.ipynb #8f42933b
+# %% ../nbs/30_training.ipynb #df900ea5
 class Renormalised(nn.Module):
     "A network behind the map from our normalisation to the one it was trained with"
     def __init__(
@@ -96,7 +96,7 @@ class Renormalised(nn.Module):
         "The network's own answer"
         return self.net(x * self.scale + self.shift, features=features)
 
-# %% ../nbs/30_training.ipynb #5480daf1
+# %% ../nbs/30_training.ipynb #67800dc0
 def read_weights(
     weights: Weights,
 ) -> dict[str, Tensor]:  # raises ValueError in one sentence for anything but a state dict
@@ -128,7 +128,7 @@ def load_foreign(
     require(not why, f"the checkpoint '{Path(weights.path).name}' does not fit the network: {'; '.join(why)}")
     body.load_state_dict(state, strict=False)
 
-# %% ../nbs/30_training.ipynb #6f1eb617
+# %% ../nbs/30_training.ipynb #bb8e2515
 def generator(
     *key: int,  # e.g. seed, epoch, step
 ) -> torch.Generator:
@@ -137,7 +137,7 @@ def generator(
     for k in key: mixed = (mixed * 1_000_003 + k + 1) % (2**63 - 1)
     return torch.Generator().manual_seed(mixed)
 
-# %% ../nbs/30_training.ipynb #b7222f8d
+# %% ../nbs/30_training.ipynb #7ecbdb5d
 class Batches:
     "The training split in shuffled, augmented, normalised mini-batches; the same for every run of a cohort"
     def __init__(
@@ -171,7 +171,7 @@ class Batches:
             there = index.to(self.where)
             yield Batch(x.contiguous(memory_format=torch.channels_last), self.labels[there], there, epoch, epochs)
 
-# %% ../nbs/30_training.ipynb #04db9368
+# %% ../nbs/30_training.ipynb #91b99606
 def ask(
     net: nn.Module,
     x: Tensor,                # (B, C, H, W)
@@ -184,7 +184,7 @@ def ask(
     logits, maps = out if features else (out, None)
     return Output(logits if logits.dtype == torch.float64 else logits.float(), maps)
 
-# %% ../nbs/30_training.ipynb #7b6bcfb8
+# %% ../nbs/30_training.ipynb #18f918c1
 class Teacher:
     "A trained network that only answers: eval mode, BatchNorm folded, no gradient, asked once a batch for a whole cohort"
     def __init__(
@@ -272,30 +272,38 @@ def seeded(draw: torch.Generator) -> Iterator[None]:
         torch.manual_seed(int(torch.randint(2**62, (), generator=draw)))
         yield
 
-# %% ../nbs/30_training.ipynb #bf3aa431
+# %% ../nbs/30_training.ipynb #500ebd16
 def load_initial(net: nn.Module, initial: dict[str, Tensor]) -> None:
     "Load another run's weights, whether or not the objective wrapped the network"
     inner = net if net.state_dict().keys() == initial.keys() else net.net
     inner.load_state_dict(initial)
 
-# %% ../nbs/30_training.ipynb #e8ae513e
+# %% ../nbs/30_training.ipynb #fed9c77b
 def make_optimiser(recipe: Recipe, modules: list[nn.Module]) -> torch.optim.Optimizer:
     "The recipe's optimiser over all parameters of the modules"
     weights = [p for m in modules for p in m.parameters() if p.requires_grad]
     if recipe.optimiser == "adam": return torch.optim.Adam(weights, recipe.lr, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(weights, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
 
-# %% ../nbs/30_training.ipynb #11627d11
+# %% ../nbs/30_training.ipynb #dbfcd0fa
+@contextlib.contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    "Evaluation mode for as long as the statement lasts; every module gets its own mode back"
+    modes = [(m, m.training) for m in net.modules()]
+    net.eval()
+    try: yield
+    finally:
+        for m, mode in modes: m.training = mode
+
+# %% ../nbs/30_training.ipynb #6bd68734
 @torch.no_grad()
 def feature_shapes(net: nn.Module | None, x: Tensor) -> dict | None:
     "Shapes (without the batch) of a network's features"
     if net is None: return None
-    mode, _ = net.training, net.eval()
-    maps = net(x, features=True)[1]
-    net.train(mode)
+    with evaluating(net): maps = net(x, features=True)[1]
     return {k: [tuple(m.shape[1:]) for m in v] if isinstance(v, list) else tuple(v.shape[1:]) for k, v in maps.items()}
 
-# %% ../nbs/30_training.ipynb #466c557b
+# %% ../nbs/30_training.ipynb #389b0544
 @torch.no_grad()
 def logits_of(
     net: nn.Module,
@@ -304,12 +312,10 @@ def logits_of(
     batch: int = 500,
 ) -> tuple[Tensor, Tensor]:  # logits (N, C) float32 (or float64) and labels (N,), on the network's device
     "A network's logits over a split, in eval mode and full precision"
-    weight, mode = next(net.parameters()), net.training
-    net.eval()
-    with fixed_threads():
+    weight = next(net.parameters())
+    with fixed_threads(), evaluating(net):
         parts = [net(data.normalise(x.to(weight.device)).to(weight.dtype).contiguous(memory_format=torch.channels_last))
                  for x in split.x.split(batch)]
-    net.train(mode)
     empty = torch.zeros(0, data.num_classes, device=weight.device)
     return torch.cat(parts) if parts else empty, split.labels.to(weight.device)
 
@@ -329,7 +335,7 @@ def write_checkpoint(
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, {"note": json.dumps(note)})
     os.replace(temporary, path)
 
-# %% ../nbs/30_training.ipynb #6e06adf6
+# %% ../nbs/30_training.ipynb #10bfe1ce
 def read_note(
     path: Path,
 ) -> dict:  # epoch, history, seconds; epoch 0 where there is no (readable) checkpoint
@@ -378,7 +384,7 @@ def fit(
         for m in members: m.run.objective.finish(m.net, *logits_of(m.net, data, data.val))
     return members
 
-# %% ../nbs/30_training.ipynb #1ac571a2
+# %% ../nbs/30_training.ipynb #cf155de7
 def train_members(
     members: list[Member],
     data: Loaded,
@@ -399,7 +405,7 @@ def train_members(
             if m in active and epoch + 1 < m.run.epochs: write_checkpoint(m, path)
         report(len(active))
 
-# %% ../nbs/30_training.ipynb #a946cdf5
+# %% ../nbs/30_training.ipynb #07c5fbe9
 def one_epoch(active: list[Member], batches: Batches, epoch: int, data: Loaded, teacher: Teacher | None) -> None:
     "One pass over the batches for all members that are due"
     recipe, total, started = batches.recipe, batches.recipe.epochs * len(batches), time.perf_counter()

@@ -22,16 +22,9 @@ from calibkd.corruptions import EXTRA, SEVERITY, STANDARD, corrupt
 from calibkd.data import Dataset
 
 REAL = Path(os.environ.get("CALIBKD_DATA", "/nowhere"))
+pytestmark = pytest.mark.usefixtures("folders")
 # Their constants do not rise in one direction, or a stronger one acts on a milder place: so in the published arrays as well
 NOT_MONOTONE = {"glass_blur", "frost", "elastic_transform", "spatter", "saturate"}
-
-
-@pytest.fixture(autouse=True)
-def folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("CALIBKD_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("CALIBKD_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data"
 
 
 def photos(n, channels=3, size=32, seed=0):

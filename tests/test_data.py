@@ -20,6 +20,7 @@ from calibkd import data
 from calibkd.data import Dataset, Files, Split, data_root, download, hold_out, sample_order, source, subset
 
 REAL = Path(os.environ.get("CALIBKD_DATA", "/nowhere"))
+pytestmark = pytest.mark.usefixtures("folders")
 
 
 def need(name):
@@ -27,14 +28,6 @@ def need(name):
     if not (REAL / name).exists():
         pytest.skip(f"{REAL / name} is not there: set CALIBKD_DATA to a folder that holds it")
     return REAL / name
-
-
-@pytest.fixture(autouse=True)
-def folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("CALIBKD_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("CALIBKD_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data"
 
 
 @pytest.fixture

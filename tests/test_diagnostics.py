@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from figures import paper_ready
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.text import Text
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import cosine_similarity
@@ -288,14 +288,6 @@ def panels(n=2, m=2):
     f, y, w, b = some(n=900)
     make = lambda k: dg.project((f + k * w[y], y), (f[:400] + k * w[y[:400]], y[:400]), w, b, (3, 0, 2), names=("bowl", "plate", "willow_tree"))
     return {(f"T = {i + 1}", f"method {j}"): make(1 + i + j) for i in range(n) for j in range(m)}
-
-
-def paper_ready(fig) -> bool:
-    with plots.style():
-        fig.canvas.draw()
-        box = fig.get_tightbbox()
-    fits = box.x0 > -0.01 and box.y0 > -0.01 and box.x1 < fig.get_figwidth() + 0.01 and box.y1 < fig.get_figheight() + 0.01
-    return fits and min(t.get_fontsize() for t in fig.findobj(Text) if t.get_text().strip()) >= 6.5
 
 
 @pytest.mark.parametrize("size", [None, (plots.COLUMN, 3.4)])

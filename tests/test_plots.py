@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.text import Text
+from figures import paper_ready
 from PIL import Image
 
 from calibkd import metrics, plots
@@ -26,14 +26,6 @@ def predictions(n=500, classes=5, sharpen=1.0) -> tuple[torch.Tensor, torch.Tens
 
 
 def printed(ax) -> list[str]: return [t.get_text() for t in ax.texts]
-
-
-def paper_ready(fig) -> bool:
-    with plots.style():
-        fig.canvas.draw()
-        box = fig.get_tightbbox()
-    fits = box.x0 > -0.01 and box.y0 > -0.01 and box.x1 < fig.get_figwidth() + 0.01 and box.y1 < fig.get_figheight() + 0.01
-    return fits and min(t.get_fontsize() for t in fig.findobj(Text) if t.get_text().strip()) >= 6.5
 
 
 @pytest.fixture(autouse=True)

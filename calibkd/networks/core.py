@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-# %% ../../nbs/04_networks_core.ipynb #e6158f93
+# %% ../../nbs/04_networks_core.ipynb #cd63f080
 class Network(nn.Module):
     "A classifier made of a `body` that returns its features and a `linear` head on the pooled one."
     precision = "bf16"  # the faster precision on a CPU, "bf16" or "fp32"
@@ -44,14 +44,14 @@ class Network(nn.Module):
         logits = self.linear(found["pooled"])
         return (logits, found) if features else logits
 
-# %% ../../nbs/04_networks_core.ipynb #095c10d9
+# %% ../../nbs/04_networks_core.ipynb #be707977
 def global_pool(
     x: Tensor,  # (B, C, H, W)
 ) -> Tensor:  # (B, C)
     "Global average pooling, whatever the size of the map."
     return nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
 
-# %% ../../nbs/04_networks_core.ipynb #79e901af
+# %% ../../nbs/04_networks_core.ipynb #a4fdf150
 def start(
     net: nn.Module,  # changed in place
 ) -> nn.Module:  # the same object
@@ -61,7 +61,7 @@ def start(
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
     return net
 
-# %% ../../nbs/04_networks_core.ipynb #36d92986
+# %% ../../nbs/04_networks_core.ipynb #9ba78380
 FAMILIES: dict[str, Callable[..., nn.Module]] = {}  # regular expression -> constructor
 EXAMPLES: dict[str, tuple[str, ...]] = {}  # regular expression -> some of the names that it matches
 
@@ -80,7 +80,7 @@ def named(
         return make
     return declare
 
-# %% ../../nbs/04_networks_core.ipynb #3cb13509
+# %% ../../nbs/04_networks_core.ipynb #cfa48d7e
 def _import_families() -> None:
     "Import every module of `calibkd.networks`, so that a new notebook is enough to add a family."
     package = importlib.import_module("calibkd.networks")
@@ -93,7 +93,7 @@ def names() -> list[str]:  # sorted
     _import_families()
     return sorted({name for examples in EXAMPLES.values() for name in examples})
 
-# %% ../../nbs/04_networks_core.ipynb #676f7af3
+# %% ../../nbs/04_networks_core.ipynb #07625e08
 def _matches(name: str, flags: int = 0) -> list[tuple[Callable, list]]:
     "The constructors that answer to `name`, the latest declared first, with their arguments."
     found = [(make, re.fullmatch(pattern, name, flags)) for pattern, make in reversed(FAMILIES.items())]
@@ -106,7 +106,7 @@ def _unknown(name: str) -> ValueError:
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known.values())}."
     return ValueError(f"There is no network named {name!r}: {hint}")
 
-# %% ../../nbs/04_networks_core.ipynb #bd2e6f94
+# %% ../../nbs/04_networks_core.ipynb #06e6324e
 _LOCK = threading.Lock()
 
 
