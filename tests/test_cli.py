@@ -31,9 +31,9 @@ def notebook(*sources):
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     "A folder with one exhibit"
-    (tmp_path / "nbs").mkdir()
+    (tmp_path / "nbs" / "lib").mkdir(parents=True)
     (tmp_path / "nbs" / "fig_X.ipynb").write_text(notebook(PARAMETERS, MAKE, TRAIN, SAVE))
-    (tmp_path / "nbs" / "00_library.ipynb").write_text(notebook("Exhibit()"))
+    (tmp_path / "nbs" / "lib" / "00_library.ipynb").write_text(notebook("Exhibit()"))
     paths = dict(CALIBKD_NBS="nbs", CALIBKD_RESULTS="results", CALIBKD_STORE="store")
     for name, path in paths.items(): monkeypatch.setenv(name, str(tmp_path / path))
     monkeypatch.setenv("PYTHONPATH", str(Path(calibkd.__file__).parents[1]))
@@ -56,7 +56,7 @@ def test_list_says_what_when_and_how_long():
 
 @pytest.mark.parametrize("words, sentence", [
     (["run", "fig_Y"], "There is no exhibit called 'fig_Y'; did you mean 'fig_X'?"),
-    (["run", "nbs/00_library.ipynb"], "There is no exhibit called '00_library'"),
+    (["run", "nbs/lib/00_library.ipynb"], "There is no exhibit called '00_library'"),
     (["list", "fig_Y"], "There is no exhibit called 'fig_Y'"),
     (["run"], "Give the names of exhibits (`calibkd list` shows them) or --all."),
     (["run", "fig_X", "--all"], "Give the names of exhibits"),
@@ -79,7 +79,7 @@ def test_results_that_cannot_be_written_are_noticed_before_the_kernel_starts(her
 
 def test_no_notebooks_no_traceback(monkeypatch):
     monkeypatch.delenv("CALIBKD_NBS")
-    monkeypatch.setattr("calibkd.exhibits.project_root", lambda: None)
+    monkeypatch.setattr("calibkd.exhibits.catalogue.project_root", lambda: None)
     assert says("list") == (1, "Error: The exhibits are notebooks of calibkd's repository, not part of the library; work in a copy of the "
                                "repository, or set CALIBKD_NBS to its nbs folder.\n")
 

@@ -85,7 +85,7 @@ def test_the_constants_are_those_of_the_32_pixel_benchmark():
 def test_names_are_those_of_the_published_files():
     assert STANDARD == ("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
                         "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression")
-    assert set(EXTRA) == {"speckle_noise", "gaussian_blur", "spatter", "saturate"} and set(corruptions.KINDS) == {*STANDARD, *EXTRA}
+    assert set(EXTRA) == {"speckle_noise", "gaussian_blur", "spatter", "saturate"} and set(corruptions.CORRUPTIONS) == {*STANDARD, *EXTRA}
 
 
 # ---- every kind

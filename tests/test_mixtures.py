@@ -237,17 +237,17 @@ def test_sampling_is_fast():
 # ---------------------------------------------------------------- their use: stacked networks, essence's Table 1
 
 def test_the_stack_is_its_networks():
-    from calibkd.toys import fit, forward
+    from calibkd.toys import fit_stack, stack_logits
     x, labels = MIXTURE.sample(200, 0)
     targets = torch.stack([torch.nn.functional.one_hot(labels, 10).double(), MIXTURE.posterior(x)])
-    together = fit(x, targets, [0, 1, 1], [0, 0, 5], hidden=(32, 32), epochs=6, batch=64)
+    together = fit_stack(x, targets, [0, 1, 1], [0, 0, 5], hidden=(32, 32), epochs=6, batch=64)
     for k, (which, seed) in enumerate(((0, 0), (1, 0), (1, 5))):
-        alone = fit(x, targets, [which], [seed], hidden=(32, 32), epochs=6, batch=64)
-        torch.testing.assert_close(forward(together, x)[k], forward(alone, x)[0], rtol=1e-10, atol=1e-10)
+        alone = fit_stack(x, targets, [which], [seed], hidden=(32, 32), epochs=6, batch=64)
+        torch.testing.assert_close(stack_logits(together, x)[k], stack_logits(alone, x)[0], rtol=1e-10, atol=1e-10)
 
 
 def test_a_stacked_network_is_a_torch_network_trained_by_hand():
-    from calibkd.toys import fit, forward, stack
+    from calibkd.toys import fit_stack, stack, stack_logits
     x, labels = MIXTURE.sample(96, 0)
     target = torch.nn.functional.one_hot(labels, 10).double()
     rng = torch.Generator().manual_seed(3)
@@ -261,8 +261,8 @@ def test_a_stacked_network_is_a_torch_network_trained_by_hand():
             optimiser.zero_grad()
             torch.nn.functional.cross_entropy(net(x[index]), labels[index]).backward()
             optimiser.step()
-    ours = fit(x, target[None], [0], [3], hidden=(8,), epochs=4, batch=32)
-    torch.testing.assert_close(forward(ours, x)[0], net(x), rtol=1e-10, atol=1e-10)
+    ours = fit_stack(x, target[None], [0], [3], hidden=(8,), epochs=4, batch=32)
+    torch.testing.assert_close(stack_logits(ours, x)[0], net(x), rtol=1e-10, atol=1e-10)
 
 
 def test_the_posterior_teaches_more_than_labels():
@@ -276,9 +276,9 @@ def test_the_posterior_teaches_more_than_labels():
 
 
 def test_a_stack_refuses_what_does_not_fit():
-    from calibkd.toys import fit
+    from calibkd.toys import fit_stack
     x = torch.zeros(5, 2)
     with pytest.raises(ValueError, match=r"\(4, 3\)|got \(1, 4, 3\)"):
-        fit(x, torch.zeros(1, 4, 3), [0], [0])
+        fit_stack(x, torch.zeros(1, 4, 3), [0], [0])
     with pytest.raises(ValueError, match="which"):
-        fit(x, torch.zeros(1, 5, 3), [1], [0])
+        fit_stack(x, torch.zeros(1, 5, 3), [1], [0])

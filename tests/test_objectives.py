@@ -16,7 +16,8 @@ from calibkd.objectives import NLL, Objective, Setting, memory, wants
 from calibkd.runs import Recipe, Run, identity, objective, objectives
 from calibkd.store import Store
 from calibkd.sweep import train
-from calibkd.training import Batches, Member, Teacher, device, fit, fixed_threads, one_epoch, write_checkpoint
+from calibkd.places import device
+from calibkd.training import Batches, Member, Teacher, fit, fixed_threads, one_epoch, write_checkpoint
 
 DATA, ONE = Dataset("digits", train=200), Recipe(epochs=1, batch=64, precision="fp64")
 TASKS = [NLL(), LS(), Focal(), MDCA(beta=5), MDCA(beta=5, task=Focal()), MixUp(), CutMix(p=1.), MixUp(task=MDCA(task=LS())),

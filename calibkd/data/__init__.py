@@ -1,0 +1,5 @@
+"Data sets as tensors: splits, images, folders."
+from ..places import cache_root, data_root
+from .splits import *
+from .images import *
+from .folders import *

@@ -1,0 +1,3 @@
+"Where a network puts its classes, and how far apart similar classes stay."
+from .separations import *
+from .projection import *

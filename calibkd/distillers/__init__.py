@@ -1,0 +1,2 @@
+"What a student takes from a teacher."
+from .logits import *

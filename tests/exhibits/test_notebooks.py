@@ -1,0 +1,148 @@
+"Every exhibit through papermill, as a user runs it, in the smoke preset and from an empty store."
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from calibkd import studies, sweep
+from calibkd.exhibits import exhibits
+
+ROOT = Path(__file__).parents[2]
+BOOKS = {e.name: e for e in exhibits()}
+
+
+def papermill(*arguments, cwd=ROOT, **kwargs):
+    return subprocess.run([sys.executable, "-m", "papermill", *map(str, arguments)], cwd=cwd, capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def shared_store(tmp_path_factory):
+    "Exhibits name the same teachers: one store for all, empty at first"
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.mark.parametrize("name", BOOKS)
+def test_exhibit_in_smoke(name, tmp_path, shared_store, monkeypatch):
+    monkeypatch.setenv("CALIBKD_STORE", str(shared_store))
+    done = papermill(BOOKS[name].path, tmp_path / "out.ipynb", "-p", "preset", "smoke")
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = tmp_path / "results" / name / "preset=smoke"
+    assert {p.suffix for p in folder.iterdir()} >= {".png", ".pdf", ".csv", ".json"}
+    claims, meta = (json.loads((folder / f).read_text()) for f in ("claims.json", "meta.json"))
+    assert claims and all(c["verdict"] in ("holds", "does not hold", "not run") and c["text"] for c in claims)
+    assert meta["preset"] == "smoke" and meta["hardware"] and meta["seconds"] > 0
+    assert len(pd.read_csv(folder / f"{name}.csv")) > 0
+    assert str(tmp_path) not in (folder / "meta.json").read_text()
+
+
+class Declared(Exception):
+    "The runs that an exhibit wants to train first"
+
+
+@pytest.mark.parametrize("name", [n for n, b in BOOKS.items() if any("calibkd.papers.kdc" in source for _, source in b.cells)])
+def test_the_paper_preset_declares_runs(name, monkeypatch):
+    "What it names exists: networks, recipes, data sets, calibrators. Two look up names of classes first, for which the data are needed"
+    monkeypatch.setenv("CALIBKD_DATA", "/nowhere")
+    def declare(runs, *args, **kwargs): raise Declared(list(runs))
+    for module in (studies, sweep): monkeypatch.setattr(module, "train", declare)
+    space = {"In": []}
+    with pytest.raises(FileNotFoundError if name in ("fig_S2", "fig_S3") else Declared) as caught:
+        for kind, source in BOOKS[name].cells:
+            if kind != "markdown": exec(source + "\npreset = 'paper'" * (kind == "parameters"), space)
+    if caught.type is FileNotFoundError: return
+    assert {r.epochs for r in caught.value.args[0]} <= ({36} if name == "extra_true_calibration" else {0, 100, 160})
+
+
+def test_short_form_and_cache(tmp_path):
+    "`papermill nbs/fig_S7.ipynb -p T 2 < /dev/null > out.ipynb` saves the same exhibit, and trains what it needs once"
+    with open(tmp_path / "out.ipynb", "w") as out:
+        done = subprocess.run([sys.executable, "-m", "papermill", "nbs/fig_S7.ipynb", "-p", "T", "2", "-p", "preset", "smoke"],
+                              cwd=ROOT, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+    folder = tmp_path / "results" / "fig_S7" / "preset=smoke,T=2"
+    first, numbers = json.loads((folder / "meta.json").read_text()), (folder / "fig_S7.csv").read_text()
+    assert set(pd.read_csv(folder / "fig_S7.csv")["T"]) == {2.0} and first["training"]["trained"] > 0
+    assert "training" in done.stderr, "progress of the training inside should reach the terminal"
+    again = papermill("nbs/fig_S7.ipynb", tmp_path / "again.ipynb", "-p", "T", "2", "-p", "preset", "smoke")
+    assert again.returncode == 0 and (folder / "fig_S7.csv").read_text() == numbers
+    assert json.loads((folder / "meta.json").read_text())["training"]["trained"] == 0
+
+
+def test_works_from_any_folder(tmp_path):
+    done = papermill(ROOT / "nbs/fig_S1.ipynb", tmp_path / "out.ipynb", "-p", "preset", "smoke", cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "results" / "fig_S1" / "preset=smoke" / "fig_S1.png").is_file()
+
+
+def test_papermill_refuses_an_unknown_parameter(tmp_path):
+    done = papermill("nbs/fig_S7.ipynb", tmp_path / "out.ipynb", "-p", "alpha", ".5", "-p", "preset", "smoke")
+    assert done.returncode != 0 and "alphas" in done.stderr
+
+
+@pytest.mark.parametrize("name, parameter, value, sentence", [
+    ("extra_true_calibration", "dataset", "digits", "nobody knows the true posterior of digits"),
+    ("table_T4", "temperatures", "[0, 1]", "a temperature must be positive, got 0"),
+])
+def test_what_an_exhibit_cannot_do_is_said_before_training(name, parameter, value, sentence, tmp_path):
+    done = papermill(BOOKS[name].path, tmp_path / "out.ipynb", "-p", "preset", "smoke", "-p", parameter, value)
+    assert done.returncode != 0 and sentence in done.stderr and not list((tmp_path / "store").rglob("*.safetensors"))
+
+
+SHRINK = """
+from dataclasses import dataclass
+from calibkd.objectives import Around
+
+def shrinkage(logits):
+    "Mean squared logit"
+    return logits.square().mean()
+
+@dataclass(frozen=True)
+class Shrink(Around):
+    "A task loss plus the size of the logits"
+    beta: float = .05
+
+    def loss(self, seen): return self.task.loss(seen) + self.beta * shrinkage(seen.logits)
+"""
+
+
+def test_a_made_up_calibrator_joins_table_T3_by_name(tmp_path, monkeypatch):
+    "One function, one dataclass, nothing else: it is trained, teaches, and stands in the table beside the others"
+    (tmp_path / "my_methods.py").write_text(SHRINK)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    done = papermill("nbs/table_T3.ipynb", tmp_path / "out.ipynb", "-p", "preset", "smoke", "-p", "methods", "[NLL, 'my_methods:Shrink']")
+    assert done.returncode == 0, done.stderr[-3000:]
+    path, = (tmp_path / "results" / "table_T3").glob("*/table_T3.csv")
+    table = pd.read_csv(path)
+    assert {(c, r) for c, r in zip(table.calibrator, table.role)} >= {("Shrink", "teacher"), ("Shrink", "student"), ("NLL", "teacher")}
+    assert table.ece.between(0, 1).all()
+
+
+def test_help_table():
+    done = papermill("--help-notebook", "nbs/fig_S7.ipynb")
+    assert "temperature" in done.stdout and "T" in done.stdout
+
+
+DATA = Path(os.environ.get("CALIBKD_DATA", "/nowhere"))
+
+
+@pytest.mark.skipif(not (DATA / "FashionMNIST").is_dir(), reason="CALIBKD_DATA holds no FashionMNIST")
+def test_real_images(tmp_path):
+    done = papermill("nbs/fig_S7.ipynb", tmp_path / "out.ipynb", "-p", "preset", "smoke", "-p", "dataset", "fashionmnist")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+WEIGHTS = Path(os.environ.get("CALIBKD_WEIGHTS", DATA.parent / "weights"))
+
+
+@pytest.mark.skipif(not (DATA / "cifar10-jpeg.zip").is_file() or not (WEIGHTS / "resnet20-12fca82f.th").is_file(),
+                    reason="CALIBKD_DATA holds no cifar10-jpeg.zip, or CALIBKD_WEIGHTS no published ResNet-20")
+def test_published_teacher(tmp_path):
+    done = papermill("nbs/fig_S7.ipynb", tmp_path / "out.ipynb", "-p", "preset", "smoke", "-p", "dataset", "folder:cifar10-jpeg.zip",
+                     "-p", "teacher", "resnet20-A", "-p", "checkpoint", WEIGHTS / "resnet20-12fca82f.th", "-p", "images", "500")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert str(WEIGHTS) not in "".join(p.read_text() for p in (tmp_path / "results").rglob("*.json"))
