@@ -17,7 +17,10 @@ from calibkd.runs import Recipe, Run, identity, objective, objectives
 from calibkd.store import Store
 from calibkd.sweep import train
 from calibkd.places import device
-from calibkd.training import Batches, Member, Teacher, fit, fixed_threads, one_epoch, write_checkpoint
+from calibkd.batches import Batches
+from calibkd.checkpoints import write_checkpoint
+from calibkd.inference import Teacher, fixed_threads
+from calibkd.training import Member, fit, one_epoch
 
 DATA, ONE = Dataset("digits", train=200), Recipe(epochs=1, batch=64, precision="fp64")
 TASKS = [NLL(), LS(), Focal(), MDCA(beta=5), MDCA(beta=5, task=Focal()), MixUp(), CutMix(p=1.), MixUp(task=MDCA(task=LS())),
@@ -165,7 +168,7 @@ def test_identity_does_not_drift():
 
 def test_one_class_missing_and_odd_batches():
     "A data set without samples of a class in training, and a last batch of one image"
-    from calibkd.training import logits_of
+    from calibkd.inference import logits_of
     data = DATA.load()
     keep = data.train.labels != 3
     few = replace(data, train=data.train.at(keep.nonzero().squeeze(1)[:65]))

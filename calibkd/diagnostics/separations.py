@@ -15,7 +15,7 @@ from torch import nn, Tensor
 from ..data.splits import Loaded, Split
 from ..networks.core import penultimate
 from ..networks.foreign import adopt
-from ..training import evaluating, fixed_threads
+from ..inference import evaluating, fixed_threads
 from ..words import nearest, require
 
 # %% ../../nbs/lib/55_diagnostics_separations.ipynb #9d58aaf7

@@ -20,7 +20,8 @@ from calibkd.plots import paper_ready
 from calibkd.calibrators import Tempered
 from calibkd.data import Dataset
 from calibkd.networks.core import network
-from calibkd.training import Renormalised, logits_of
+from calibkd.building import Renormalised
+from calibkd.inference import logits_of
 
 seeds = st.integers(0, 2**31)
 

@@ -16,7 +16,8 @@ from calibkd.runs import Recipe, Run
 from calibkd.store import Store
 from calibkd.studies import over_grid, study, teach
 from calibkd.sweep import train
-from calibkd.training import fit, logits_of
+from calibkd.inference import logits_of
+from calibkd.training import fit
 
 TINY, ONE = Dataset("textures:2x2", train=80, test=60), Recipe(epochs=1, batch=32)
 
