@@ -13,17 +13,18 @@ from math import factorial
 import numpy as np
 import torch
 from torch import Tensor
+from .words import document
 
 # %% ../nbs/lib/04_approximants.ipynb #061c0491
 def _check_order(**orders: int) -> None:
-    """Refuse anything but integers from 0 on."""
+    "Refuse anything but integers from 0 on"
     for name, order in orders.items():
         if not isinstance(order, int) or order < 0:
             raise ValueError(f"{name}={order!r}: an order must be an integer, 0 or more.")
 
 
 def _polynomial(x: float | Tensor, coefficients: list[Fraction]) -> Tensor:
-    """Horner's rule in float64, coefficients from the constant upwards."""
+    "Horner's rule in float64, coefficients from the constant upwards"
     x = torch.as_tensor(x, dtype=torch.float64)
     value = torch.zeros_like(x)
     for c in reversed(coefficients):
@@ -34,7 +35,7 @@ def _polynomial(x: float | Tensor, coefficients: list[Fraction]) -> Tensor:
 def taylor_coefficients(
     order: int,  # degree n of the polynomial
 ) -> list[Fraction]:  # 1, 1, 1/2, 1/6, ... exactly
-    """Taylor coefficients of the exponential at 0, from the constant upwards."""
+    "Taylor coefficients of the exponential at 0, from the constant upwards"
     _check_order(order=order)
     return [Fraction(1, factorial(k)) for k in range(order + 1)]
 
@@ -43,12 +44,12 @@ def taylor(
     x: float | Tensor,  # any shape
     order: int,  # degree of the polynomial (KD(C) Fig. S1: 1 and 2)
 ) -> Tensor:  # same shape, float64
-    """Taylor polynomial of the exponential at 0."""
+    "Taylor polynomial of the exponential at 0"
     return _polynomial(x, taylor_coefficients(order))
 
 # %% ../nbs/lib/04_approximants.ipynb #ea03cad7
 def _pade_side(degree: int, other: int, sign: int) -> list[Fraction]:
-    """Coefficients of the numerator (sign 1) or the denominator (sign -1)."""
+    "Coefficients of the numerator (sign 1) or the denominator (sign -1)"
     total = degree + other
     return [Fraction(sign ** j * factorial(total - j) * factorial(degree),
                      factorial(total) * factorial(j) * factorial(degree - j)) for j in range(degree + 1)]
@@ -58,7 +59,7 @@ def pade_coefficients(
     m: int,  # degree of the numerator
     n: int,  # degree of the denominator
 ) -> tuple[list[Fraction], list[Fraction]]:  # numerator, denominator; exact, from the constant upwards
-    """Coefficients of the Padé approximant [m/n] of the exponential, the denominator starting with 1."""
+    "Coefficients of the Padé approximant [m/n] of the exponential, the denominator starting with 1"
     _check_order(m=m, n=n)
     return _pade_side(m, n, 1), _pade_side(n, m, -1)
 
@@ -68,7 +69,7 @@ def pade(
     m: int,  # degree of the numerator (KD(C) supplement §2.3: 1)
     n: int,  # degree of the denominator (KD(C) supplement §2.3: 1)
 ) -> Tensor:  # same shape, float64; huge near a pole
-    """Padé approximant [m/n] of the exponential at 0."""
+    "Padé approximant [m/n] of the exponential at 0"
     numerator, denominator = pade_coefficients(m, n)
     return _polynomial(x, numerator) / _polynomial(x, denominator)
 
@@ -77,7 +78,7 @@ def poles(
     m: int,  # degree of the numerator
     n: int,  # degree of the denominator
 ) -> Tensor:  # the n zeros of the denominator, complex128, by modulus
-    """Poles of the Padé approximant [m/n] of the exponential."""
+    "Poles of the Padé approximant [m/n] of the exponential"
     denominator = [float(c) for c in pade_coefficients(m, n)[1]]
     zeros = np.roots(denominator[::-1]).astype(complex)
     return torch.from_numpy(zeros[np.abs(zeros).argsort()])
@@ -89,7 +90,7 @@ Order = int | tuple[int, int]  # Taylor degree, or Padé (m, n)
 def approximant(
     order: Order,  # a Taylor degree, or a Padé pair (m, n)
 ) -> Callable[[float | Tensor], Tensor]:  # x -> approximation of exp(x), float64
-    """The approximant that an order names."""
+    "The approximant that an order names"
     return (lambda x: pade(x, *order)) if isinstance(order, tuple) else (lambda x: taylor(x, order))
 
 
@@ -97,12 +98,12 @@ def error(
     x: float | Tensor,  # any shape
     order: Order,  # a Taylor degree, or a Padé pair (m, n)
 ) -> Tensor:  # approximant minus exp(x), same shape, float64
-    """Signed error of an approximant of the exponential."""
+    "Signed error of an approximant of the exponential"
     return approximant(order)(x) - torch.as_tensor(x, dtype=torch.float64).exp()
 
 # %% ../nbs/lib/04_approximants.ipynb #62ae258c
 def _bisect(better: Callable[[float], Tensor], inside: float, outside: float) -> float:
-    """The edge between a point where `better` holds and one where it does not."""
+    "The edge between a point where `better` holds and one where it does not"
     for _ in range(60):
         middle = (inside + outside) / 2
         inside, outside = (middle, outside) if better(middle) else (inside, middle)
@@ -110,7 +111,7 @@ def _bisect(better: Callable[[float], Tensor], inside: float, outside: float) ->
 
 
 def _edge(a: Order, b: Order, limit: float, steps: int) -> float:
-    """The first point from 0 towards `limit` where `a` is not better, `limit` if it always is, 0 if at once."""
+    "The first point from 0 towards `limit` where `a` is not better, `limit` if it always is, 0 if at once"
     grid = torch.linspace(0, limit, steps + 1, dtype=torch.float64)[1:]
     mine, theirs = error(grid, a).abs(), error(grid, b).abs()
     visible = torch.maximum(mine, theirs) > 1e-14 * (1 + grid.exp())
@@ -128,7 +129,10 @@ def better_range(
     high: float = 6.0,  # how far to look, above 0
     steps: int = 600,  # points looked at on each side
 ) -> tuple[float, float]:  # the interval around 0, cut at low and high
-    """The interval around 0 in which approximant `a` of the exponential is closer than `b`."""
+    "The interval around 0 in which approximant `a` of the exponential is closer than `b`"
     if not low < 0 < high:
         raise ValueError(f"low={low}, high={high}: the range must contain 0.")
     return _edge(a, b, low, steps), _edge(a, b, high, steps)
+
+# %% ../nbs/lib/04_approximants.ipynb #47ef580e
+document(__name__)

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 from .calibrators import TS
 from .data.splits import Dataset
 from .distillers.logits import KD
-from .metrics import spearman
+from .metrics import measure, spearman
 from .objectives import NLL, Objective
 from .runs import IMAGENET, named_recipe, Recipe, Run, Weights
-from .sweep import measured, Results, train
+from .sweep import Results, train
 from .words import require
 
 # %% ../nbs/lib/70_studies.ipynb #e4c1de12
@@ -39,7 +39,8 @@ class Study:
 
     def teacher_run(self, calibrator: Objective, seed: int = 0) -> Run:
         "A teacher. Temperature scaling starts from the trained network, and a published one is not trained again"
-        if isinstance(calibrator, TS): return replace(self.untrained(calibrator, seed), init=self.teacher_run(calibrator.task, seed))
+        if isinstance(calibrator, TS):
+            return replace(self.untrained(calibrator, seed), init=self.teacher_run(calibrator.task, seed))
         if self.start and calibrator == NLL(): return self.untrained(calibrator, 0)
         recipe = replace(self.base, epochs=self.teacher_epochs, lr=self.teacher_lr or self.base.lr)
         return Run(self.data, self.teacher, calibrator, recipe, seed, init=self.start)
@@ -68,19 +69,18 @@ def study(
     "The study that an exhibit's parameters describe"
     checkpoint = getattr(p, "checkpoint", None)
     start = Weights(checkpoint, **IMAGENET) if checkpoint else None
-    base = named_recipe(p.recipe, augment=p.augment)
-    return Study(Dataset(p.dataset, train=p.images, test=p.tests), p.teacher, p.student, base, p.teacher_epochs, p.student_epochs,
-                 getattr(p, "teacher_lr", None), start)
+    data, base = Dataset(p.dataset, train=p.images, test=p.tests), named_recipe(p.recipe, augment=p.augment)
+    lr = getattr(p, "teacher_lr", None)
+    return Study(data, p.teacher, p.student, base, p.teacher_epochs, p.student_epochs, lr, start)
 
 # %% ../nbs/lib/70_studies.ipynb #b7cfd273
 def over_grid(
     study: Study,
     calibrators: Sequence[Objective],  # of the teachers
-    p: SimpleNamespace,                # Ts (or one T), alphas, seeds
+    p: SimpleNamespace,                # Ts, alphas, seeds
 ) -> Results:                          # of the students
     "Train students of each kind of teacher for every T, α and seed"
-    Ts = p.Ts if getattr(p, "T", None) is None else [p.T]
-    grid = itertools.product(calibrators, Ts, p.alphas, p.seeds)
+    grid = itertools.product(calibrators, p.Ts, p.alphas, p.seeds)
     return train([study.student_run(KD(T=T, alpha=a), c, s) for c, T, a, s in grid])
 
 # %% ../nbs/lib/70_studies.ipynb #489d846a
@@ -117,8 +117,9 @@ class Taught:
                 if (r.objective.T, r.objective.alpha) == self.settings[r.teacher.objective.name]]
 
     def table(self, *metrics: str) -> pd.DataFrame:
-        "Teachers and chosen students: a row for each run, columns `calibrator`, `role`, `T`, `alpha`, `seed` and the metrics"
-        teachers, students = self.teachers.table(*metrics), Results(self.chosen_students(), self.students.store).table(*metrics)
+        "Teachers and chosen students: a row for each, with `calibrator`, `role`, `T`, `alpha`, `seed` and the metrics"
+        chosen = Results(self.chosen_students(), self.students.store)
+        teachers, students = self.teachers.table(*metrics), chosen.table(*metrics)
         both = [teachers.assign(calibrator=teachers.objective, role="teacher"),
                 students.assign(calibrator=students.teacher, role="student")]
         return pd.concat(both, ignore_index=True)[["calibrator", "role", "T", "alpha", "seed", *metrics]]
@@ -138,10 +139,11 @@ def teach(
     calibrators: Sequence[Objective],  # of the teachers
     p: SimpleNamespace,                # Ts, alphas, seeds
 ) -> Taught:
-    "Train a teacher of each kind for each seed, its students over the grid of T and α, and choose a setting for each kind"
+    "Train a teacher of each kind for each seed and its students over T and α, and choose a setting for each kind"
     calibrators, grid = list(dict.fromkeys(calibrators)), list(itertools.product(p.Ts, p.alphas))
     names = [c.name for c in calibrators]
-    require(len(set(names)) == len(names), f"calibrators are told apart by name, got {', '.join(names)}: study two variants of one apart")
+    require(len(set(names)) == len(names),
+            f"calibrators are told apart by name, got {', '.join(names)}: study two variants of one apart")
     students = over_grid(study, calibrators, p)
     held = students.table("top1", "ece", split="val") if len(grid) > 1 else None
     settings = {n: best_of(held[held.teacher == n]) if held is not None else grid[0] for n in names}
@@ -160,7 +162,8 @@ def arrow(
 ) -> tuple[str, str]:     # teacher, student
     "The two networks of an arrow"
     parts = [part.strip() for part in str(text).split(">")]
-    require(len(parts) == 2 and all(parts), f"an arrow is written teacher>student, such as resnet20>resnet8, got '{text}'")
+    good = len(parts) == 2 and all(parts)
+    require(good, f"an arrow is written teacher>student, such as resnet20>resnet8, got '{text}'")
     return parts[0], parts[1]
 
 # %% ../nbs/lib/70_studies.ipynb #0f2f157b
@@ -176,9 +179,9 @@ def tempered(
     answers: Mapping[Run, tuple[torch.Tensor, torch.Tensor]],  # logits (N, C) and labels (N,)
     temperatures: Sequence[float],                             # by which the logits are divided
     *metrics: str,
-) -> pd.DataFrame:                                             # a row for each temperature and run: T, seed, the metrics
+) -> pd.DataFrame:                                             # for each temperature and run: T, seed, the metrics
     "How runs do with a temperature on top"
-    return pd.DataFrame([{"T": T, "seed": r.seed} | measured((logits.double() / T, labels), metrics)
+    return pd.DataFrame([{"T": T, "seed": r.seed} | measure(metrics, logits.double() / T, labels)
                          for T in positive(temperatures) for r, (logits, labels) in answers.items()])
 
 # %% ../nbs/lib/70_studies.ipynb #6c1c13bc

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 import torch.nn.functional as F
-from .words import require
+from .words import document, require
 
 # %% ../nbs/lib/35_theory.ipynb #d2aefdc7
 def kd_loss(
@@ -22,7 +22,7 @@ def kd_loss(
     z_t: Tensor,  # teacher logits (N,)
     T: float = 1.0,  # temperature of both
 ) -> Tensor:  # loss of each sample (N,), nats · T²
-    """The KD loss of a binary classifier: cross-entropy between the softened, times T²."""
+    "The KD loss of a binary classifier: cross-entropy between the softened, times T²"
     targets = torch.sigmoid(z_t / T)
     return T * T * F.binary_cross_entropy_with_logits(z_s / T, targets, reduction="none")
 
@@ -34,7 +34,7 @@ def total_loss(
     T: float = 1.0,  # temperature
     alpha: float = 0.9,  # weight of the KD loss
 ) -> Tensor:  # scalar, sum over the samples
-    """The loss that a student minimises: (1 - alpha) · cross-entropy + alpha · KD."""
+    "The loss that a student minimises: (1 - alpha) · cross-entropy + alpha · KD"
     ce = F.binary_cross_entropy_with_logits(z_s, labels.to(z_s), reduction="none")
     return ((1 - alpha) * ce + alpha * kd_loss(z_s, z_t, T)).sum()
 
@@ -43,7 +43,7 @@ def gradient(
     function: Callable[[Tensor], Tensor],  # what it returns is summed
     at: Tensor,  # any shape
 ) -> Tensor:  # same shape
-    """The gradient of a function at a point, by automatic differentiation."""
+    "The gradient of a function at a point, by automatic differentiation"
     at = at.detach().clone().requires_grad_()
     return torch.autograd.grad(function(at).sum(), at)[0]
 
@@ -52,7 +52,7 @@ def sigmoid_difference(
     a: Tensor,  # any shape
     b: Tensor,  # of a shape that goes with a's
 ) -> Tensor:  # same shape
-    """σ(a) - σ(b) to full relative precision, however close or far out the two are."""
+    "The difference σ(a) - σ(b) to full relative precision, however close or far out the two are"
     high, low = torch.maximum(a, b), torch.minimum(a, b)
     return (a - b).sign() * torch.sigmoid(high) * torch.sigmoid(-low) * -torch.expm1(low - high)
 
@@ -62,7 +62,7 @@ def kd_gradient(
     z_t: Tensor,  # teacher logits
     T: float = 1.0,  # temperature
 ) -> Tensor:  # same shape
-    """The derivative of the KD loss by the student's logit, T(p̃_s - p̃_t): KD(C) Lemma 2."""
+    "The derivative of the KD loss by the student's logit, T(p̃_s - p̃_t): KD(C) Lemma 2"
     return T * sigmoid_difference(z_s / T, z_t / T)
 
 # %% ../nbs/lib/35_theory.ipynb #1ceeb8ca
@@ -73,12 +73,12 @@ def residual(
     T: float = 1.0,  # temperature; 1: as KD(C) Lemma 3 has it
     alpha: float = 0.9,  # weight of the KD loss
 ) -> Tensor:  # (N,): derivative of the total loss by each logit
-    """What is left to learn in each sample: zero in all of them where the total loss is least."""
+    "What is left to learn in each sample: zero in all of them where the total loss is least"
     return (1 - alpha) * (torch.sigmoid(z_s) - labels) + alpha * kd_gradient(z_s, z_t, T)
 
 # %% ../nbs/lib/35_theory.ipynb #34c50dcf
 def _bisect(function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
-    """Where an increasing function passes zero, elementwise and to the last digit."""
+    "Where an increasing function passes zero, elementwise and to the last digit"
     for _ in range(100):
         middle = (low + high) / 2
         below = function(middle) < 0
@@ -87,7 +87,7 @@ def _bisect(function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> 
 
 
 def _above(function: Callable[[Tensor], Tensor], low: Tensor) -> Tensor:
-    """A point where an increasing function is positive in all its elements."""
+    "A point where an increasing function is positive in all its elements"
     step = 1.0
     while (function(low + step) < 0).any():
         step *= 2
@@ -95,7 +95,7 @@ def _above(function: Callable[[Tensor], Tensor], low: Tensor) -> Tensor:
 
 
 def _check_setting(T: float, alpha: float, labels: Tensor) -> None:
-    """Refuse what has no optimum."""
+    "Refuse what has no optimum"
     require(T > 0, f"T={T}: the temperature must be positive.")
     require(0 < alpha <= 1, f"alpha={alpha}: must lie in (0, 1]; for alpha = 0 the optimum lies at infinity.")
     require(((labels == 0) | (labels == 1)).all(), "labels: the binary setting takes 0 and 1 only.")
@@ -107,7 +107,7 @@ def student_logits(
     T: float = 1.0,  # temperature
     alpha: float = 0.9,  # weight of the KD loss, above 0
 ) -> Tensor:  # (N,): logits of the student that minimises the total loss
-    """The exact optimum, sample by sample: what gradient descent tends to if the data are independent."""
+    "The exact optimum, sample by sample: what gradient descent tends to if the data are independent"
     _check_setting(T, alpha, labels)
     sign = 2 * labels.to(z_t) - 1
     target = sign * z_t
@@ -117,7 +117,7 @@ def student_logits(
 # %% ../nbs/lib/35_theory.ipynb #9e932ec4
 @dataclass(frozen=True)
 class Binary:
-    """The setting of the proofs: data, a linear teacher, and labels."""
+    "The setting of the proofs: data, a linear teacher, and labels"
 
     X: Tensor  # (d, N), float64; a column for each sample
     w_t: Tensor  # (d,): the teacher's weights
@@ -125,7 +125,7 @@ class Binary:
 
     @property
     def z_t(self) -> Tensor:
-        """The teacher's logits (N,)."""
+        "The teacher's logits (N,)"
         return self.X.T @ self.w_t
 
 
@@ -133,7 +133,7 @@ def least_norm(
     X: Tensor,  # (d, N), independent columns
     z: Tensor,  # logits (N,)
 ) -> Tensor:  # (d,): X(XᵀX)⁻¹z
-    """The shortest weights that give these logits; they lie in the span of X."""
+    "The shortest weights that give these logits; they lie in the span of X"
     return X @ torch.linalg.solve(X.T @ X, z)
 
 
@@ -141,7 +141,7 @@ def in_span(
     X: Tensor,  # (d, N), independent columns
     w: Tensor,  # (d,)
 ) -> Tensor:  # (d,)
-    """The part of a weight vector that the samples see."""
+    "The part of a weight vector that the samples see"
     return least_norm(X, X.T @ w)
 
 
@@ -153,7 +153,7 @@ def binary(
     truth: float = 1.0,  # labels are drawn with probability σ(truth · teacher logit)
     seed: int = 0,  # of everything
 ) -> Binary:
-    """Gaussian data, a teacher with Gaussian logits, and labels."""
+    "Gaussian data, a teacher with Gaussian logits, and labels"
     require(2 <= n <= d, f"n={n}, d={d}: need 2 samples or more, and at least as many dimensions.")
     rng = torch.Generator().manual_seed(seed)
     X = torch.randn(d, n, generator=rng, dtype=torch.float64) / d ** 0.5
@@ -171,7 +171,7 @@ def student(
     T: float = 1.0,  # temperature
     alpha: float = 0.9,  # weight of the KD loss
 ) -> Tensor:  # (d,)
-    """The exact limit of gradient descent from zero."""
+    "The exact limit of gradient descent from zero"
     return least_norm(b.X, student_logits(b.z_t, b.labels, T, alpha))
 
 
@@ -182,7 +182,7 @@ def descend(
     steps: int = 10_000,  # of gradient descent
     start: Tensor | None = None,  # (d,); default: zero
 ) -> Tensor:  # (d,)
-    """Plain gradient descent on the total loss, with the largest step that is always safe."""
+    "Plain gradient descent on the total loss, with the largest step that is always safe"
     w = torch.zeros_like(b.w_t) if start is None else start.clone()
     rate, z_t = 4 / torch.linalg.matrix_norm(b.X, 2) ** 2, b.z_t  # the loss curves by ‖X‖²/4 at most
     for _ in range(steps):
@@ -194,7 +194,7 @@ def closed_form(
     b: Binary,  # data, teacher and labels
     alpha: float = 0.9,  # weight of the KD loss
 ) -> Tensor:  # (d,)
-    """The student's weights by KD(C) Theorem 1; they do not know the temperature."""
+    "The student's weights by KD(C) Theorem 1; they do not know the temperature"
     return alpha * b.w_t + 4 * (1 - alpha) * least_norm(b.X, b.labels - 0.5)
 
 
@@ -202,7 +202,7 @@ def compare(
     approximation: Tensor,  # (d,)
     exact: Tensor,  # (d,)
 ) -> dict[str, float]:  # error: ‖difference‖ / ‖exact‖; cosine: of the angle between the two
-    """How far one weight vector is from another."""
+    "How far one weight vector is from another"
     error = (approximation - exact).norm() / exact.norm()
     return {"error": error.item(), "cosine": F.cosine_similarity(approximation, exact, 0).item()}
 
@@ -211,7 +211,7 @@ def gap(
     logits: Tensor,  # (N,)
     labels: Tensor,  # (N,), 0 or 1
 ) -> float:  # Σ(p - y), in samples
-    """How many positives too many the probabilities promise: 0 if calibrated in the large."""
+    "How many positives too many the probabilities promise: 0 if calibrated in the large"
     return (torch.sigmoid(logits) - labels).sum().item()
 
 
@@ -219,7 +219,7 @@ def balance(
     logits: Tensor,  # (N,)
     total: float | Tensor,  # what the probabilities are to sum up to, between 0 and N
 ) -> Tensor:  # the constant to add to all logits, scalar
-    """The bias that gives the probabilities a wanted sum."""
+    "The bias that gives the probabilities a wanted sum"
     total, n = torch.as_tensor(total, dtype=logits.dtype), len(logits)
     require(0 < total < n, f"total={float(total):g}: {n} probabilities sum up to something between 0 and {n}.")
     same = torch.logit(total / n)  # with this logit in all samples the sum would be right
@@ -230,5 +230,8 @@ def balance(
 def two_class(
     logits: Tensor,  # (N,): of class 1
 ) -> Tensor:  # (N, 2)
-    """The probabilities of both classes, as the metrics want them."""
+    "The probabilities of both classes, as the metrics want them"
     return torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], 1)
+
+# %% ../nbs/lib/35_theory.ipynb #47229bbe
+document(__name__)

@@ -1,4 +1,6 @@
 "Views against PIL and torchvision, mixing against the formulas, the same numbers on every device."
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from torchvision.transforms import functional as TF
 
-from calibkd.augment import VIEWS, Views, beta, cutmix, cutout, mixup, views
+from calibkd.augment import VIEWS, Samples, Views, beta, cutmix, cutout, mixup, views
 
 
 def images(n=12, c=3, h=32, w=32, seed=0):
@@ -47,6 +49,31 @@ def test_every_named_kind_runs_on_every_usual_size():
     for kind in VIEWS:
         for c, side in ((1, 8), (3, 16), (1, 28), (3, 64)):
             assert views(images(4, c, side, side), kind)(torch.tensor([0, 3]), g).shape == (2, c, side, side)
+
+
+def test_views_of_anything_are_the_samples_and_other_kinds_need_images():
+    g = torch.Generator().manual_seed(0)
+    before = g.get_state()
+    for x in (torch.arange(12).reshape(4, 3), torch.rand(4), torch.rand(4, 2, 3), images(4)):
+        assert torch.equal(views(x, "none")(torch.tensor([2, 0]), g), x[[2, 0]]) and len(views(x, "none")) == 4
+    assert torch.equal(g.get_state(), before)
+    for kind in {*VIEWS} - {"none"}:
+        with pytest.raises(ValueError, match=rf"{re.escape(repr(kind))} are of images .* shape \(4, 3\) use augment='none'"):
+            views(torch.arange(12).reshape(4, 3), kind)
+    with pytest.raises(ValueError, match="crop\\+flip"): views(images(4), "crop+flop")
+
+
+def test_no_view_at_all_is_the_same_as_the_samples():
+    x, index = images(5), torch.tensor([4, 1, 1])
+    a, b = (make(x)(index, torch.Generator()) for make in (Samples, Views))
+    assert torch.equal(a, b) and a.stride() == b.stride()
+
+
+def test_views_of_a_whole_epoch_are_those_of_its_batches():
+    v, index = Views(images(), pad=2, flip=True, cutout=3), torch.arange(12)
+    g, same = (torch.Generator().manual_seed(5) for _ in range(2))
+    draws = torch.cat([v.draw(len(rows), g) for rows in index.split(5)], 1)
+    for rows, part in zip(index.split(5), draws.split(5, 1)): assert torch.equal(v.take(rows, part), v(rows, same))
 
 
 def test_the_store_is_not_copied_per_window():

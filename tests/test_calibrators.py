@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from calibkd.calibrators import (CPC, CRL, MMCE, PSKD, AdaFocal, MbLS, adaptive_focal, bin_gaps, correctness_ranking, cpc, equal_mass_edges,
-                                 margin_penalty, mmce_unweighted, mmce_weighted, scaled_history, updated_gamma)
+from calibkd.calibrators import (CPC, CRL, MMCE, PSKD, AdaFocal, MbLS, adaptive_focal, bin_gaps, correctness_ranking, cpc, equal_mass_edges, fit_temperature, focal,
+                                 label_smoothing, margin_penalty, mdca, mmce_unweighted, mmce_weighted, scaled_history, soft_cross_entropy, updated_gamma)
 from calibkd.objectives import Batch, Output, Seen, Setting, memory
 
 CONF = torch.tensor([.95, .90, .80, .70, .60, .55], dtype=torch.float64)
@@ -163,3 +163,97 @@ def test_adafocal_needs_a_held_out_split():
 def test_bad_hyper_parameters_get_a_sentence(make):
     with pytest.raises(ValueError) as error: make()
     assert len(str(error.value)) > 20 and "\n" not in str(error.value)
+
+
+# gradients where p rounds to 1
+
+def slopes(loss, dtype):
+    "Gradients of a loss for logit gaps from 0 to 200, label ahead"
+    lead = torch.linspace(0, 200, 401).to(dtype).requires_grad_()
+    z = torch.stack([lead, torch.zeros_like(lead), torch.zeros_like(lead)], 1)
+    return torch.autograd.grad(loss(z, torch.zeros(401, dtype=torch.int64)) * 401, lead)[0].double()
+
+
+@pytest.mark.parametrize("gamma", [.01, .2, .5, .99, 1., 3.])
+def test_focal_gradients_are_finite_and_those_of_float64(gamma):
+    each = torch.full((401,), gamma)
+    for loss in (lambda z, y: focal(z, y, gamma), lambda z, y: adaptive_focal(z, y, each.to(z))):
+        single, double = slopes(loss, torch.float32), slopes(loss, torch.float64)
+        assert single.isfinite().all() and double.isfinite().all()
+        torch.testing.assert_close(single, double, rtol=2e-3, atol=2e-7)
+
+
+def test_adafocal_lives_on_where_the_training_used_to_die():
+    "A network that is sure of each label, in a bin whose exponent lies between 0 and 1"
+    z = (F.one_hot(torch.arange(8), 8) * 30.).requires_grad_()
+    state = memory(AdaFocal(), Setting(8, 8))
+    state["AdaFocal"].gamma.fill_(.3)
+    seen = Seen(Output(z), Batch(torch.zeros(8, 1, 1, 1), torch.arange(8), torch.arange(8)), state=state)
+    grad, = torch.autograd.grad(AdaFocal().loss(seen), z)
+    assert grad.isfinite().all()
+
+
+# temperature
+
+def nll_at(z, y, T): return F.cross_entropy(z.double() / T, y).item()
+
+
+@pytest.mark.parametrize("factor", [1e-3, .02, 1., 3., 50., 1e3])
+@pytest.mark.parametrize("classes", [2, 10])
+def test_the_fitted_temperature_is_the_minimum_of_a_dense_grid(classes, factor):
+    from scipy.optimize import minimize_scalar
+    g = torch.Generator().manual_seed(classes)
+    true = 2 * torch.randn(400, classes, generator=g, dtype=torch.float64)
+    y = torch.multinomial(true.softmax(1), 1, generator=g)[:, 0]
+    z, grid = factor * true, np.geomspace(1e-4, 1e4, 400)
+    best = grid[int(np.argmin([nll_at(z, y, T) for T in grid]))]
+    theirs = minimize_scalar(lambda u: nll_at(z, y, math.exp(u)), bounds=(math.log(best) - .1, math.log(best) + .1), method="bounded", options={"xatol": 1e-10}).x
+    T = fit_temperature(z, y)
+    assert T == pytest.approx(math.exp(theirs), rel=1e-6)
+    beta = torch.tensor(1 / T, dtype=torch.float64, requires_grad=True)
+    slope, = torch.autograd.grad(F.cross_entropy(z * beta, y), beta)
+    assert abs(slope.item()) < 1e-12 * factor
+
+
+def test_a_temperature_without_a_finite_optimum_is_an_end_of_the_range():
+    z, y = drawn(0)
+    assert fit_temperature(z, z.argmax(1)) == 1e-4 and fit_temperature(z, z.argmin(1)) == 1e4
+    assert fit_temperature(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_labels_of_any_integer_dtype_fit_a_temperature(dtype):
+    z, y = drawn(5)
+    assert fit_temperature(z.float(), y.to(dtype)) == fit_temperature(z.float(), y)
+
+
+Z, Y, CONF_OK = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1]), torch.rand(6)
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: fit_temperature(torch.full((6, 4), math.nan), Y), ["nan or inf"]),
+    (lambda: fit_temperature(torch.full((6, 4), math.inf), Y), ["nan or inf"]),
+    (lambda: fit_temperature(Z, Y.float()), ["float32", "int64"]),
+    (lambda: fit_temperature(Z, Y > 1), ["bool", "int64"]),
+    (lambda: fit_temperature(Z, Y + 1), ["1..4", "0..3"]),
+    (lambda: fit_temperature(Z, Y[:5]), ["(6, 4)", "(5,)"]),
+    (lambda: fit_temperature(Z[:0], Y[:0]), ["empty split"]),
+    *[(lambda f=f: f(Z[0], Y), ["(4,)", "(B, C)"]) for f in (label_smoothing, focal, mdca, cpc)],
+    *[(lambda f=f: f(Z, Y[:5]), ["(6, 4)", "(5,)"]) for f in (label_smoothing, focal, mdca, cpc)],
+    *[(lambda f=f: f(Z, F.one_hot(Y, 4)), ["(6, 4)", "(B,)"]) for f in (label_smoothing, focal, mdca, cpc)],
+    *[(lambda f=f: f(Z, Y.int()), ["int32", "int64"]) for f in (label_smoothing, focal, mdca, cpc)],
+    *[(lambda f=f: f(Z.long(), Y), ["int64", "floating"]) for f in (label_smoothing, focal, mdca, cpc)],
+    (lambda: label_smoothing(Z, Y, 1.), ["eps is 1.0", "[0, 1)"]),
+    (lambda: focal(Z, Y, -1.), ["gamma is -1.0"]),
+    (lambda: adaptive_focal(Z, Y, torch.ones(5)), ["gamma (5,)", "labels (6,)"]),
+    (lambda: mmce_unweighted(CONF_OK, Y[:5] == 0), ["conf (6,)", "correct (5,)"]),
+    (lambda: mmce_weighted(CONF_OK, Y), ["int64", "torch.bool"]),
+    (lambda: mmce_weighted(CONF_OK, Y == 0, "papr"), ["'papr'", "'paper'"]),
+    (lambda: margin_penalty(Z[0]), ["(4,)", "(B, C)"]),
+    (lambda: margin_penalty(Z, -1.), ["margin -1.0"]),
+    (lambda: correctness_ranking(CONF_OK, CONF_OK[:5]), ["(6,)", "(5,)"]),
+    (lambda: soft_cross_entropy(Z, Y), ["(6, 4)", "(6,)"]),
+])
+def test_bad_input_of_a_free_function_gets_a_sentence(call, words):
+    with pytest.raises(ValueError) as error: call()
+    assert all(w in str(error.value) for w in words) and "\n" not in str(error.value), error.value

@@ -50,13 +50,31 @@ def start(*words, **options):
     return subprocess.Popen([sys.executable, "-m", "calibkd.cli", *words], stdin=subprocess.DEVNULL, **options)
 
 def test_list_says_what_when_and_how_long():
-    assert says("list") == (0, "fig_X: ECE against temperature\n    Students of a hot teacher.\n    smoke 1 s · quick 2 s · paper ? · not run\n")
+    head, line = says("list")[1].splitlines()
+    assert head.split() == "exhibit what it shows sqrp quick hold".split() and line.split() == "fig_X ECE against temperature sq p ? not run".split()
+    assert says("list", "--long") == (0, "fig_X: ECE against temperature\n    Students of a hot teacher.\n    smoke ? · quick ? · paper ? · not run\n")
     assert "    -p T               temperature\n" in says("list", "fig_X")[1]
     assert says("--version") == (0, f"calibkd, version {calibkd.__version__}\n")
 
+def test_list_measures_and_stays_within_80_columns(here):
+    "The time is that of the quick preset as it was saved, whatever the notebook's comment says; the verdict the last one that was judged"
+    long = notebook(PARAMETERS, MAKE.replace("fig_X", "extra_true_calibration").replace("globals(),", f'globals(), title="{"A very long title, " * 9}",'))
+    (here / "nbs/extra").mkdir()
+    (here / "nbs/extra/true_calibration.ipynb").write_text(long)
+    for preset, folder, seconds in (("quick", "extra_true_calibration", 200), ("smoke", "extra_true_calibration/preset=smoke", 1)):
+        place = here / "results" / folder
+        place.mkdir(parents=True)
+        meta = dict(exhibit="extra_true_calibration", preset=preset, changed={}, seconds=seconds, date=f"2026-11-2{seconds % 7}", training={"seconds": 3600 * 9})
+        (place / "meta.json").write_text(json.dumps(meta))
+        (place / "claims.json").write_text(json.dumps([{"verdict": "holds"}] * 12 + [{"verdict": "not run"}]))
+    lines = says("list")[1].splitlines()
+    assert all(len(line) <= 80 for line in lines) and lines[1].split()[-4:] == ["h", "12", "of", "12"] and "9.0" in lines[1] and "…" in lines[1]
+
 @pytest.mark.parametrize("words, sentence", [
     (["run", "fig_Y"], "There is no exhibit called 'fig_Y'; did you mean 'fig_X'?"),
-    (["run", "nbs/lib/00_library.ipynb"], "There is no exhibit called '00_library'"),
+    (["run", "nbs/lib/00_library.ipynb"], "nbs/lib/00_library.ipynb makes no exhibit"),
+    (["run", "elsewhere/fig_X.ipynb"], "There is no notebook elsewhere/fig_X.ipynb."),
+    (["path", "fig_Y"], "There is no exhibit called 'fig_Y'; did you mean 'fig_X'?"),
     (["list", "fig_Y"], "There is no exhibit called 'fig_Y'"),
     (["run"], "Give the names of exhibits (`calibkd list` shows them) or --all."),
     (["run", "fig_X", "--all"], "Give the names of exhibits"),
@@ -64,6 +82,12 @@ def test_list_says_what_when_and_how_long():
     (["run", "--all", "-p", "sedes", "2"], "There is no parameter of fig_X called 'sedes'; did you mean 'seeds'?"),
     (["run", "fig_X", "--preset", "papr"], "There is no preset called 'papr'; did you mean 'paper'?"),
     (["run", "fig_X", "-p", "preset", "3"], "There is no preset called '3'"),
+    (["run", "fig_X", "--preset", "real"], "fig_X has no preset 'real', only smoke, quick, paper."),
+    (["run", "--all", "--preset", "real"], "No exhibit has all of preset real."),
+    (["run", "fig_X", "-p", "T", "hot"], "The parameter T must be a number, but it is 'hot'."),
+    (["run", "fig_X", "-p", "T=[1,2]"], "The parameter T must be a number, but it is '[1,2]'."),
+    (["run", "fig_X", "-p", "trouble", "3"], "The parameter trouble must be a text, but it is 3."),
+    (["run", "fig_X", "-p", "figure", "a"], "No exhibit has all of figure a."),
     (["scoreboard", "none.md"], "There is no file none.md"),
 ])
 def test_bad_input_gets_one_sentence(words, sentence, here):
@@ -77,11 +101,53 @@ def test_results_that_cannot_be_written_are_noticed_before_the_kernel_starts(her
     code, said = says("run", "fig_X")
     assert code == 1 and said.startswith("Error: The results cannot be written to ") and said.count("\n") == 1
 
-def test_no_notebooks_no_traceback(monkeypatch):
-    monkeypatch.delenv("CALIBKD_NBS")
-    monkeypatch.setattr("calibkd.exhibits.catalogue.project_root", lambda: None)
-    assert says("list") == (1, "Error: The exhibits are notebooks of calibkd's repository, not part of the library; work in a copy of the "
-                               "repository, or set CALIBKD_NBS to its nbs folder.\n")
+def test_no_notebooks_no_traceback(here, monkeypatch):
+    monkeypatch.setenv("CALIBKD_NBS", str(here / "none"))
+    assert says("list") == (1, f"Error: There is no folder {here / 'none'}; set CALIBKD_NBS to the folder of the notebooks.\n")
+
+def handed_over(monkeypatch, *words):
+    "What `calibkd run` gives to papermill: the notebook and the parameters"
+    calls = []
+    monkeypatch.setattr("calibkd.cli.run_one", lambda n, parameters, alone: calls.append((n.path, parameters)))
+    says("run", *words)
+    return calls
+
+@pytest.mark.parametrize("words", [["-p", "T", "2"], ["-p", "T=2"], ["-p", "T=2.0", "-p", "seeds", "none"], ["-p", "seeds=None", "-p", "T", "2"]])
+def test_parameters_in_two_spellings(words, monkeypatch):
+    (_, given), = handed_over(monkeypatch, "fig_X", *words)
+    assert given == {"T": 2.0} and type(given["T"]) is float
+
+def test_texts_and_lists_are_handed_over_as_the_notebook_annotates_them(monkeypatch):
+    (_, given), = handed_over(monkeypatch, "fig_X", "-p", "seeds", "0,1", "-p", "trouble", "none", "-p", "T", "1e-3")
+    assert given == {"seeds": [0, 1], "trouble": "none", "T": .001}
+
+def test_a_path_runs_that_file(here, monkeypatch):
+    "Not the one of the same name in the catalogue; a path into the catalogue is the catalogue's"
+    (here / "mine").mkdir()
+    (here / "mine/fig_X.ipynb").write_text(notebook(PARAMETERS, MAKE, SAVE))
+    for word, place in (("mine/fig_X.ipynb", "mine"), ("nbs/fig_X.ipynb", "nbs"), ("fig_X", "nbs"), ("fig_X.ipynb", "nbs")):
+        (path, _), = handed_over(monkeypatch, word)
+        assert path.resolve() == here / place / "fig_X.ipynb"
+    assert says("path", "fig_X")[1] == f"{here / 'nbs/fig_X.ipynb'}\n"
+
+PANELS = """from calibkd.exhibits import Exhibit
+every = dict(T=4., seeds=[0])
+ex = Exhibit("{figure}", globals(), smoke=every, quick=every, paper=every, panels=dict(fig_Y=dict(title="Y", T=1.), fig_Z=dict(title="Z", T=9.)))
+ex.claim("It is hot", ex.p.T > 4)"""
+
+def test_a_panel_is_run_by_its_name(here, monkeypatch):
+    (here / "nbs/pair.ipynb").write_text(notebook("preset: str = None\nfigure: str = None\nT: float = None\nseeds: list = None", PANELS, "ex.save(None, None);"))
+    assert [(p.name, g) for p, g in handed_over(monkeypatch, "fig_Z", "-p", "T=2")] == [("pair.ipynb", {"T": 2., "figure": "fig_Z"})]
+    assert [g for _, g in handed_over(monkeypatch, "nbs/pair.ipynb")] == [{"figure": "fig_Y"}, {"figure": "fig_Z"}]
+    assert [g for _, g in handed_over(monkeypatch, "nbs/pair.ipynb", "-p", "figure", "fig_Z")] == [{"figure": "fig_Z"}]
+    assert handed_over(monkeypatch, "fig_Y", "-p", "figure", "fig_Z") == []
+    monkeypatch.undo(); monkeypatch.setenv("CALIBKD_NBS", str(here / "nbs")); monkeypatch.setenv("CALIBKD_RESULTS", str(here / "results")); monkeypatch.chdir(here)
+    monkeypatch.setenv("PYTHONPATH", str(Path(calibkd.__file__).parents[1]))
+    code, said = says("run", "fig_Z")
+    assert code == 0 and said.startswith("fig_Z: 1 of 1 claims hold (quick preset, ") and (here / "results/fig_Z/meta.json").exists() and (here / "results/fig_Z.ipynb").exists()
+    (here / "README.md").write_text("<!-- scoreboard --><!-- /scoreboard -->")
+    says("scoreboard", "README.md")
+    assert "| [fig_Z](nbs/pair.ipynb) | Z | 1 of 1 |" in (board := (here / "README.md").read_text()) and "| fig_Y | – |" in board
 
 def test_papermill_without_an_output_path(here):
     "The short form runs where stdout is a file, shows progress on stderr, and saves a variant beside the default"
@@ -108,10 +174,9 @@ def test_run_on_a_terminal_shows_training_and_the_verdict(here):
         live = live or b"training students:  50%" in seen and process.poll() is None
     said, code = process.communicate(timeout=30)[0], process.returncode
     assert live and code == 0 and b"IPKernelApp" not in seen
-    assert said.splitlines()[1:] == ["  does not hold  ECE rises with T (paper: 6 → 12; ours: 7)",
-                                     "  results/fig_X/preset=smoke/fig_X.csv · results/fig_X/preset=smoke/fig_X.ipynb"]
+    assert said.splitlines()[1:] == ["  results/fig_X/preset=smoke/fig_X.csv · results/fig_X/preset=smoke/fig_X.ipynb"]
     assert (here / "results/fig_X/preset=smoke/fig_X.ipynb").exists()
-    assert "0 of 1 claims hold (smoke preset, " in says("list")[1]
+    assert said.startswith("fig_X: not judged (smoke preset, ") and "not judged (smoke preset, " in says("list", "--long")[1] and says("list")[1].endswith("not run\n")
 
 def test_ctrl_c_says_what_is_kept(here):
     process = start("run", "fig_X", "-p", "trouble", "long", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -124,11 +189,22 @@ def test_ctrl_c_says_what_is_kept(here):
 
 def test_what_a_notebook_raises_is_passed_on(here):
     assert says("run", "fig_X", "-p", "trouble", "value") == (1, "Error: The teacher is on fire; put it out.\n")
-    (here / "nbs" / "fig_Z.ipynb").write_text(notebook(PARAMETERS, "import calibkd.exhibits  # no Exhibit() here"))
+    (here / "nbs" / "fig_Z.ipynb").write_text(notebook(PARAMETERS, "from calibkd.exhibits import Exhibit", "if preset: Exhibit()"))
     code, said = says("run", "--all", "-p", "trouble", "surprise")
     assert code == 1 and said == ("Error in fig_X: IndexError: list index out of range (the traceback is in results/fig_X.failed.ipynb)\n"
                                   "fig_Z ran but saved no results; see results/fig_Z.ipynb\nFailed: fig_X\n")
     assert "IndexError" in (here / "results/fig_X.failed.ipynb").read_text() and not (here / "results/fig_X.ipynb").exists()
+
+def test_smoke_exhibits_run_side_by_side(here):
+    "Each in a process of its own, their lines not mixed, failures told apart"
+    (here / "nbs" / "fig_Z.ipynb").write_text(notebook(PARAMETERS, MAKE.replace("fig_X", "fig_Z"), TRAIN, SAVE))
+    (here / "nbs" / "fig_B.ipynb").write_text(notebook(PARAMETERS, MAKE.replace("fig_X", "fig_B"), "raise ValueError('It is broken; mend it.')"))
+    done = start("run", "--all", "--preset", "smoke", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    said, errors = done.communicate(timeout=120)
+    lines = said.splitlines()
+    assert done.returncode == 1 and errors.rstrip().endswith("Failed: fig_B") and "training students" not in errors
+    assert lines[0] == "Error in fig_B: It is broken; mend it." and lines[1].startswith("fig_X: not judged (smoke preset, ") and lines[3].startswith("fig_Z: not judged")
+    assert all((here / f"results/{name}/preset=smoke/{name}.ipynb").exists() for name in ("fig_X", "fig_Z"))
 
 class Shelf:
     "A store of two networks, one of them damaged"

@@ -364,6 +364,7 @@ def test_bins_describe_the_same_numbers():
 # ---------------------------------------------------------------- properties
 
 LOGITS = hnp.arrays(np.float64, st.tuples(st.integers(1, 40), st.integers(2, 6)), elements=st.floats(-30, 30, width=32))
+LOGITS = LOGITS.filter(lambda z: len(z) < 4 or np.abs(z.sum(1) - 1).max() > 1e-3 or z.min() < 0)  # what looks like probabilities is refused
 light = settings(max_examples=60, deadline=None)
 
 
@@ -626,8 +627,92 @@ def test_bad_input(call, words):
     assert "\n" not in text and len(text) < 220 and any(hint in text for hint in ("expected", "pass"))
 
 
+# ---------------------------------------------------------------- probabilities where logits belong
+
+TAKE_LOGITS = (*ALL, m.evaluate, m.scores, m.top5, m.topk, m.overconfidence, lambda z, y: m.confidence(z), lambda z, y: m.bootstrap(m.ece, z, y, n=2),
+               lambda z, y: m.measure(["ece"], z, y), lambda z, y: m.posterior_gap(z, np.full(np.shape(z), .125)))
+
+
+@pytest.mark.parametrize("f", TAKE_LOGITS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("cast", [np.float64, np.float32, torch.tensor, lambda p: torch.tensor(p).bfloat16()])
+def test_probabilities_by_position_are_noticed(f, cast):
+    z, y, _ = sample(50, 8)
+    with pytest.raises(ValueError, match="probs="): f(cast(torch.tensor(z).softmax(1).numpy()), y)
+    f(cast(z), y)
+
+
+@pytest.mark.parametrize("z", [np.array([[.9, .1], [.2, .8]]), np.full((9, 4), .25), np.r_[np.full((9, 2), .5), [[.5, .51]]], np.random.default_rng(0).random((99, 2)),
+                               np.random.default_rng(0).dirichlet([1, 1, 1], 50) - 1e-3, np.log(np.random.default_rng(0).dirichlet([1, 1, 1], 50))])
+def test_logits_near_probabilities_are_still_logits(z):
+    "A few rows, one row again and again, one row that does not sum to 1, values outside 0..1, log probabilities"
+    assert m.confidence(z)[0] == pytest.approx(torch.tensor(z).softmax(1).amax(1).numpy())
+
+
+# ---------------------------------------------------------------- exact ties
+
+def permuted(n=9, classes=100, seed=0):
+    "A row in n orders"
+    rng = np.random.default_rng(seed)
+    z = 3 * rng.standard_normal(classes)
+    return np.stack([rng.permutation(z) for _ in range(n)])
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+@pytest.mark.parametrize("classes", [2, 3, 10, 100, 1000])
+def test_permutations_of_a_row_have_one_confidence(classes, dtype):
+    z = np.concatenate([permuted(9, classes, seed).astype(dtype) for seed in range(40)])
+    conf = m.confidence(z)[0].reshape(40, 9)
+    assert (conf == conf[:, :1]).all()
+    assert conf.ravel() == pytest.approx(torch.tensor(z).double().softmax(1).amax(1).numpy(), rel=1e-14)
+
+
+def test_permutations_of_a_row_tie_in_rankings():
+    "Nine rows of one confidence: no metric can tell the right from the wrong ones"
+    for seed in range(200):
+        z = permuted(seed=seed)
+        y = np.where(np.arange(9) < 5, z.argmax(1), z.argmin(1))
+        assert m.auroc(z, y) == .5 and m.fpr95(z, y) == 1 and m.aupr_error(z, y) == pytest.approx(4 / 9)
+
+
+def test_rows_without_a_tie_keep_their_bits():
+    z = sample(5000, 100)[0]
+    e = np.exp(z - z.max(1, keepdims=True))
+    assert (m.confidence(z)[0] == 1 / e.sum(1)).all()
+
+
+# ---------------------------------------------------------------- one record per metric
+
+def test_only_the_metrics_asked_for_are_computed(monkeypatch):
+    from dataclasses import replace
+    def never(*args, **kwargs): raise AssertionError("computed without being asked for")
+    for name in m.METRICS.keys() - {"ece", "top1"}: monkeypatch.setitem(m.METRICS, name, replace(m.METRICS[name], function=never))
+    logits, labels, _ = sample(300, 6)
+    assert m.measure(("ece", "top1"), logits, labels) == {"ece": m.ece(logits, labels), "top1": m.top1(logits, labels)}
+
+
+def test_every_record_measures():
+    logits, labels, q = sample(500, 6)
+    found = m.measure(m.METRICS, logits, labels, q, n_bins=9)
+    assert list(found) == list(m.METRICS) and all(type(v) is float for v in found.values())
+    assert {k: found[k] for k in m.evaluate(logits, labels)} == m.evaluate(logits, labels, n_bins=9)
+    s = m.scores(logits, labels)
+    assert found["true_ece"] == m.true_calibration_error(logits, q, 9) == m.true_calibration_error(s, q, 9) and found["posterior_gap"] == m.posterior_gap(s, q)
+    assert m.posterior_gap(s.take(np.arange(9)), q[:9]) == m.posterior_gap(logits[:9], q[:9])
+
+
+def test_directions_are_those_of_a_better_network():
+    "From logits of noise to logits that know the label, every metric goes the way its record calls better"
+    logits, labels, q = sample(2000, 6, heat=1.)
+    worse, better = (m.measure(m.METRICS, z, labels, q) for z in (3 * np.random.default_rng(1).standard_normal(logits.shape), logits))
+    assert all((better[k] > worse[k]) == metric.higher for k, metric in m.METRICS.items() if k != "aupr_error")
+
+
+def test_an_unknown_metric_is_refused_before_anything_is_computed():
+    with pytest.raises(ValueError, match="metric called 'eec'; did you mean 'ece'"): m.measure(["top1", "eec"], None, None)
+
+
 def test_signatures_take_what_they_say():
-    "No metric guesses: rows that look like probabilities are still logits when passed as logits."
+    "Two rows that look like probabilities are still logits when passed as logits."
     p = np.array([[.9, .1], [.2, .8]])
     assert m.confidence(p)[0] == pytest.approx(1 / (1 + np.exp([-.8, -.6])))
     assert m.confidence(probs=p)[0] == pytest.approx([.9, .8])

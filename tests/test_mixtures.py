@@ -10,7 +10,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.mixture import GaussianMixture as SklearnMixture
 from sklearn.mixture._gaussian_mixture import _compute_precision_cholesky
 
-from calibkd.mixtures import GaussianMixture, Textures, gaussian_mixture
+from calibkd.mixtures import GaussianMixture, Sentences, Textures, gaussian_mixture
 
 settings.register_profile("shared", deadline=None, derandomize=True)  # timings mean nothing on shared cores
 settings.load_profile("shared")
@@ -232,6 +232,55 @@ def test_sampling_is_fast():
     start = time.process_time()  # seconds of computing: the cores may be shared
     TEXTURES.sample(2800, 0)
     assert time.process_time() - start < 1
+
+
+# ---------------------------------------------------------------- sentences
+
+@given(st.integers(2, 5), st.integers(2, 12), st.integers(2, 9), st.floats(0, .99), st.integers(0, 50))
+@settings(max_examples=30)
+def test_the_posterior_of_a_sentence_is_brute_forces(classes, words, length, mixing, seed):
+    """Products of probabilities, in exact order, of chains so small that nothing underflows"""
+    kind = Sentences(classes, mixing, words=words, topics=max(1, words // 2), length=length, seed=seed)
+    x, labels, posterior = kind.sample(7, seed)
+    P = kind.transitions.numpy()
+    for row, q in zip(x.tolist(), posterior.tolist()):
+        joint = [np.prod([P[k, i, j] for i, j in zip(row, row[1:])]) for k in range(classes)]
+        np.testing.assert_allclose(q, np.array(joint) / sum(joint), rtol=1e-5, atol=1e-7)
+    assert x.shape == (7, length) and x.dtype == labels.dtype == torch.int64 and 0 <= x.min() <= x.max() < words
+    np.testing.assert_allclose(P.sum(2), 1)
+
+
+def test_sentences_follow_their_chain():
+    """Frequencies of pairs of words in many sentences of one class"""
+    kind = Sentences(2, .4, words=6, topics=3, length=50)
+    x, labels, _ = kind.sample(4000, 0)
+    for k in range(2):
+        pairs = x[labels == k].unfold(1, 2, 1).flatten(0, 1)
+        seen = torch.bincount(pairs[:, 0] * 6 + pairs[:, 1], minlength=36).view(6, 6).double()
+        torch.testing.assert_close(seen / seen.sum(1, keepdim=True), kind.transitions[k], atol=.02, rtol=0)
+
+
+def test_the_posterior_of_sentences_is_the_frequency_of_the_labels():
+    _, labels, q = Sentences().sample(20_000, 3)
+    conf, hit = q.amax(1).double(), (q.argmax(1) == labels).double()
+    for low in (.4, .6, .8, .9):
+        inside = (conf >= low) & (conf < low + .1)
+        assert abs(conf[inside].mean() - hit[inside].mean()) < 4.5 * .5 / inside.sum() ** .5
+    assert hit.mean() == pytest.approx(Sentences().bayes_accuracy(), abs=.01)
+
+
+def test_sentences_are_seeded_and_share_their_words():
+    kind = Sentences(2, .46)
+    assert torch.equal(kind.sample(9, 1)[0], kind.sample(9, 1)[0]) and not torch.equal(kind.sample(9, 1)[0], kind.sample(9, 2)[0])
+    a, b = kind.transitions
+    own = (a != b).any(0)
+    assert own.sum() == 40 and kind.classes == ["topic 0", "topic 1"]  # transitions to 40 words differ, and to no other
+    for bad in (dict(num_classes=1), dict(mixing=1.), dict(mixing=-.1), dict(topics=500), dict(length=1)):
+        with pytest.raises(ValueError, match="need two classes"):
+            Sentences(**bad)
+    for x in (torch.zeros(3, dtype=torch.int64), torch.full((1, 4), 400)):
+        with pytest.raises(ValueError, match="sentences"):
+            kind.posterior(x)
 
 
 # ---------------------------------------------------------------- their use: stacked networks, essence's Table 1

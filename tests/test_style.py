@@ -9,8 +9,8 @@ NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 CHAPTERS = [p for p in NOTEBOOKS if p.parent.name == "lib"]
 EXHIBITS = [p for p in NOTEBOOKS if p.parent.name not in ("lib", "bench") and p.stem != "index"]
 FLOORS = {name: floor for floor, names in enumerate([
-    ("words", "places", "progress"), ("metrics", "approximants", "mixtures", "augment", "corruptions", "networks", "objectives"),
-    ("data", "calibrators", "distillers", "toys", "theory"), ("runs",), ("building", "batches", "checkpoints"), ("inference",), ("training",), ("store",), ("sweep", "plots"), ("diagnostics", "exhibits"),
+    ("words",), ("places", "progress"), ("executors", "metrics", "approximants", "mixtures", "augment", "corruptions", "networks", "objectives"),
+    ("data", "calibrators", "distillers", "toys", "theory"), ("own",), ("runs",), ("building", "batches", "checkpoints"), ("inference",), ("training",), ("store",), ("export",), ("sweep", "plots"), ("diagnostics", "exhibits"),
     ("studies",), ("papers",), ("cli",)]) for name in names}
 
 
@@ -43,6 +43,31 @@ def test_public_names_are_documented_and_annotated(path):
         if isinstance(node, ast.FunctionDef):
             args = [a for a in node.args.args + node.args.kwonlyargs if a.arg not in ("self", "cls")]
             assert all(a.annotation for a in args) and node.returns, f"{path.name}: {node.name} is not fully annotated"
+
+
+OTHER_VOICES: set[str] = set()
+
+
+@pytest.mark.parametrize("path", [m for m in MODULES if m.stem not in OTHER_VOICES], ids=lambda p: p.stem)
+def test_docstrings_speak_with_one_voice(path):
+    "One line in plain double quotes, a capital letter first, no full stop at the end"
+    lines = path.read_text().splitlines()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or ast.get_docstring(node) is None: continue
+        written, where = lines[node.body[0].lineno - 1].strip(), f"{path.name}: {node.name}"
+        found = re.match(r'r?"([^"]+)"(\s+#.*)?$', written)
+        assert found, f"{where}'s docstring is not one line in plain double quotes: {written}"
+        assert not found[1].endswith("."), f"{where}'s docstring ends in a full stop"
+        assert not found[1][0].isalpha() or found[1][0].isupper(), f"{where}'s docstring begins with a small letter"
+
+
+def test_a_public_name_has_one_meaning():
+    homes = {}
+    for path in MODULES:
+        for name in ast.literal_eval(re.search(r"^__all__ = (\[.*?\])", path.read_text(), flags=re.M | re.S)[1]):
+            homes.setdefault(name, []).append(str(path.relative_to(ROOT / "calibkd")))
+    twice = {name: where for name, where in homes.items() if len(where) > 1}
+    assert not twice, f"names with two meanings: {twice}"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
@@ -102,6 +127,14 @@ def test_the_front_pages_say_the_same():
     assert len(commands) == 2 and all(c in index for c in commands)
     tagline = re.search(r"\*\*(Five papers.*?)\*\*", readme)[1]
     assert tagline in index
+
+
+def test_the_index_lists_what_there_is():
+    from calibkd.exhibits import chapters, exhibits
+    cells = json.loads((ROOT / "nbs/index.ipynb").read_text())["cells"]
+    said = "".join("".join(o.get("text", [])) for c in cells for o in c.get("outputs", []))
+    missing = [b.name for b in [*exhibits(ROOT / "nbs"), *chapters(ROOT / "nbs")] if b.name not in said.split()]
+    assert not missing, "run nbs/index.ipynb again"
 
 
 def test_the_environments_agree():

@@ -11,6 +11,7 @@ import time
 import warnings
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from small_grid import grid
@@ -40,6 +41,11 @@ def undisturbed(tmp_path_factory):
 
 def same_weights(a, b):
     return all(torch.equal(x, y) for run in everything() for x, y in zip(a.weights(run).values(), b.weights(run).values()))
+
+
+def until_training(process, root):
+    "Wait until the first epoch is kept"
+    while process.poll() is None and not [*root.glob("partial/*.safetensors")]: time.sleep(.01)
 
 
 def test_kill_at_random_moments(tmp_path, undisturbed):
@@ -82,10 +88,31 @@ def test_pool_and_process_agree(tmp_path, undisturbed):
 
 def test_ctrl_c_keeps_what_is_done(tmp_path, undisturbed):
     process = start(root := tmp_path / "interrupted", workers=2)
-    while process.poll() is None and not [*root.glob("partial/*.safetensors")]: time.sleep(.01)  # until the first epoch is kept
+    until_training(process, root)
     os.killpg(process.pid, signal.SIGINT)
     process.communicate()
     assert process.returncode != 0 and len(Store(root).hashes()) < len(everything())
+    assert same_weights(train(grid(), Store(root), workers=1).store, undisturbed)
+
+
+def test_a_killed_worker_is_replaced(tmp_path, undisturbed):
+    process = start(root := tmp_path / "killed", workers=2)
+    until_training(process, root)
+    workers = [c for c in psutil.Process(process.pid).children() if "popen_loky" in " ".join(c.cmdline())]
+    workers[0].kill()
+    out, err = process.communicate()
+    assert process.returncode == 0 and "trained" in out, err
+    assert same_weights(Store(root), undisturbed)
+
+
+def test_no_worker_outlives_a_parent_that_was_killed(tmp_path, undisturbed):
+    process = start(root := tmp_path / "orphans", workers=2)
+    until_training(process, root)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    gone, alive = psutil.wait_procs(children, timeout=10)
+    assert len(gone) >= 2 and not alive
     assert same_weights(train(grid(), Store(root), workers=1).store, undisturbed)
 
 
@@ -105,7 +132,7 @@ def test_damage_is_found_named_and_mended(tmp_path, undisturbed, name, harm):
 def test_damaged_checkpoint_starts_again(tmp_path, undisturbed):
     store = Store(tmp_path / "partial")
     for run in everything(): store.checkpoint(run).write_bytes(b"not a checkpoint")
-    train(grid(), store, workers=1)
+    with pytest.warns(UserWarning, match="passed over"): train(grid(), store, workers=1)
     assert same_weights(store, undisturbed)
 
 

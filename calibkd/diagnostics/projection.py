@@ -22,7 +22,7 @@ from .separations import (
     centroids_of, class_index, finite_rows, labelled, penultimate_features, separation, templates, three_labels)
 from ..plots.page import (
     legend, COLUMN, inches, levels, MARKERS, PALETTE, Panel, part_of, style, subplots, tick, WIDE, wrapped)
-from ..words import nearest, require
+from ..words import document, nearest, require
 
 # %% ../../nbs/lib/56_diagnostics_projection.ipynb #4f1c87a6
 def _orthonormal(rows: np.ndarray, size: float, classes: Sequence[int]) -> np.ndarray:
@@ -257,3 +257,6 @@ def _draw_key(ax: Axes) -> None:
     says = {"train": "train", "test": "test", "centroid": "train centroid"}
     plain = {"marker": "o", "color": "0.25", "linestyle": ""}
     for name, looks in _LOOKS.items(): ax.plot([], [], label=says[name], **plain | looks)
+
+# %% ../../nbs/lib/56_diagnostics_projection.ipynb #2cbf9570
+document(__name__)

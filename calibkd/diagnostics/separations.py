@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from collections.abc import Hashable, Sequence
 from torch import nn, Tensor
+from ..batches import as_input
 from ..data.splits import Loaded, Split
 from ..networks.core import penultimate
 from ..networks.foreign import adopt
 from ..inference import evaluating, fixed_threads
-from ..words import nearest, require
+from ..words import document, nearest, require
 
 # %% ../../nbs/lib/55_diagnostics_separations.ipynb #9d58aaf7
 @torch.no_grad()
@@ -24,14 +25,13 @@ def penultimate_features(
     net: nn.Module,  # a network of this library or from elsewhere
     data: Loaded,  # how to normalise
     split: Split,  # data.train, data.val or data.test, or a part of one
-    batch: int = 500,  # images at a time
+    batch: int = 500,  # samples at a time
 ) -> Tensor:  # (N, d) float32 on the CPU
     "What a network's classifier sees of a split, without augmentation, in eval mode and full precision"
     weight, asked = penultimate(net).weight, adopt(net)
-    like = {"device": weight.device, "dtype": weight.dtype, "memory_format": torch.channels_last}
     with fixed_threads(), evaluating(net):
         pieces = (split.x[i : i + batch] for i in range(0, len(split), batch))
-        found = [asked(data.normalise(x.to(weight.device)).to(**like), features=True)[1]["pooled"] for x in pieces]
+        found = [asked(as_input(data.normalise(x.to(weight.device)), weight.dtype), features=True)[1]["pooled"] for x in pieces]
     return torch.cat([f.float().cpu() for f in found]) if found else torch.zeros(0, weight.shape[1])
 
 
@@ -69,7 +69,10 @@ def _label(name: str | int, known: dict[str, int], classes: Sequence[str]) -> in
     return known.get(name, known.get(_plain(name)))
 
 # %% ../../nbs/lib/55_diagnostics_separations.ipynb #238fac2e
-def finite_rows(x: Tensor | np.ndarray, what: str) -> np.ndarray:
+def finite_rows(
+    x: Tensor | np.ndarray,  # (N, D)
+    what: str,  # its name, for the sentence
+) -> np.ndarray:  # (N, D) float64
     "A table of finite numbers (n, d) as float64"
     rows = torch.as_tensor(x).detach().cpu().double().numpy()
     require(rows.ndim == 2, f"{what} must be a table of numbers (rows, d), got the shape {rows.shape}")
@@ -77,14 +80,20 @@ def finite_rows(x: Tensor | np.ndarray, what: str) -> np.ndarray:
     return rows
 
 
-def labelled(features: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def labelled(
+    features: Tensor | np.ndarray,  # (N, D)
+    labels: Tensor | np.ndarray,  # (N,) integers
+) -> tuple[np.ndarray, np.ndarray]:  # both as float64 and int64
     "Features (n, d) float64 and labels (n,) int64 that belong together"
     f, y = finite_rows(features, "features"), torch.as_tensor(labels).cpu().long().numpy()
     require(y.shape == (len(f),), f"{len(f)} rows of features need as many labels, got the shape {y.shape}")
     return f, y
 
 
-def three_labels(classes: Sequence[int], count: int | None = None) -> list[int]:
+def three_labels(
+    classes: Sequence[int],  # their labels
+    count: int | None = None,  # how many classes there are; None: not checked
+) -> list[int]:  # the same, as a list
     "Three different labels below `count`"
     whole = all(isinstance(c, (int, np.integer)) for c in classes)
     require(whole, f"classes are labels such as (3, 7, 12), got {list(classes)}: class_index turns names into them")
@@ -115,7 +124,11 @@ def similar_classes(
     return i, j, int(np.where(others, cos[i] + cos[j], np.inf).argmin())
 
 
-def centroids_of(f: np.ndarray, y: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+def centroids_of(
+    f: np.ndarray,  # features (N, D)
+    y: np.ndarray,  # labels (N,)
+    classes: Sequence[int],  # whose centroids are wanted
+) -> np.ndarray:  # (len(classes), D)
     "The mean features (k, d) of each class, nan where it has no sample"
     gone = np.full(f.shape[1], np.nan)
     return np.array([f[y == c].mean(0) if (y == c).any() else gone for c in classes]).reshape(-1, f.shape[1])
@@ -180,3 +193,6 @@ def _resampled(x: np.ndarray, n: int, draw: np.random.Generator) -> np.ndarray:
     "The means (n, d) of n resamples"
     if not len(x): return np.full((n, x.shape[1]), np.nan)
     return draw.multinomial(len(x), np.full(len(x), 1 / len(x)), size=n) @ x / len(x)
+
+# %% ../../nbs/lib/55_diagnostics_separations.ipynb #b327fffc
+document(__name__)

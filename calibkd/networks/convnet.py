@@ -9,11 +9,12 @@ __all__ = ['ConvNet2']
 from torch import Tensor, nn
 from torch.nn import functional as F
 from .core import named, Network
+from ..words import document
 
 # %% ../../nbs/lib/27_networks_convnet.ipynb #f0a8b7db
 @named(r"ConvNet2", "ConvNet2")
 class ConvNet2(Network):
-    "Two convolutions and a linear layer."
+    "Two convolutions and a linear layer"
 
     def __init__(
         self,
@@ -31,10 +32,13 @@ class ConvNet2(Network):
         self,
         x: Tensor,  # (B, C, H, W)
     ) -> dict:  # stem, maps (before the pooling), preact, pooled
-        "Convolution and pooling, twice."
+        "Convolution and pooling, twice"
         preact = [self.bn1(self.conv1(x))]
         maps = [F.relu(preact[0])]
         preact.append(self.bn2(self.conv2(F.max_pool2d(maps[0], 2))))
         maps.append(F.relu(preact[1]))
         pooled = F.adaptive_avg_pool2d(F.max_pool2d(maps[1], 2), 8).flatten(1)
         return dict(stem=maps[0], maps=maps, preact=preact, pooled=pooled)
+
+# %% ../../nbs/lib/27_networks_convnet.ipynb #e6423a10
+document(__name__)

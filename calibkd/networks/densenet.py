@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from .core import global_pool, named, Network
+from ..words import document
 
 # %% ../../nbs/lib/26_networks_densenet.ipynb #c2a675de
 class DenseLayer(nn.Module):
-    "BatchNorm, ReLU, 1×1 convolution, the same with 3×3, and the result appended to the input."
+    "BatchNorm, ReLU, 1×1 convolution, the same with 3×3, and the result appended to the input"
 
     def __init__(
         self,
@@ -28,13 +29,13 @@ class DenseLayer(nn.Module):
         self,
         x: Tensor,  # (B, c_in, H, W)
     ) -> Tensor:  # (B, c_in + growth, H, W), not activated
-        "The input and what is new."
+        "The input and what is new"
         inner = self.conv1(F.relu(self.bn1(x)))
         return torch.cat([x, self.conv2(F.relu(self.bn2(inner)))], 1)
 
 # %% ../../nbs/lib/26_networks_densenet.ipynb #ccac6594
 class Transition(nn.Module):
-    "ReLU, 1×1 convolution to half the channels, 2×2 average pooling; `bn` belongs before."
+    "ReLU, 1×1 convolution to half the channels, 2×2 average pooling; `bn` belongs before"
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class Transition(nn.Module):
         self,
         pre: Tensor,  # (B, c_in, H, W): bn(x)
     ) -> Tensor:  # (B, c_in / 2, H / 2, W / 2)
-        "Activate, narrow, pool."
+        "Activate, narrow, pool"
         return F.avg_pool2d(self.conv(F.relu(pre)), 2)
 
 # %% ../../nbs/lib/26_networks_densenet.ipynb #a118abbd
@@ -56,7 +57,7 @@ BLOCKS = {121: (6, 12, 24, 16)}  # depth -> layers of each block
 
 @named(r"DenseNet-(121)", "DenseNet-121")
 class DenseNet(Network):
-    "DenseNet-BC for small images: bottlenecks of 4 times the growth, reduction 1/2."
+    "DenseNet-BC for small images: bottlenecks of 4 times the growth, reduction 1/2"
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class DenseNet(Network):
         self,
         x: Tensor,  # (B, C, H, W), H and W at least 8
     ) -> dict:  # stem, maps (not activated), preact (maps through the next BatchNorm), pooled
-        "Stem, dense blocks with transitions between, last BatchNorm, pooling."
+        "Stem, dense blocks with transitions between, last BatchNorm, pooling"
         x = stem = self.conv1(x)
         maps, preact = [], []
         for block, reader in zip(self.blocks, [*self.transitions, None]):
@@ -89,3 +90,6 @@ class DenseNet(Network):
             preact.append((self if reader is None else reader).bn(x))
             x = None if reader is None else reader(preact[-1])
         return dict(stem=stem, maps=maps, preact=preact, pooled=global_pool(F.relu(preact[-1])))
+
+# %% ../../nbs/lib/26_networks_densenet.ipynb #099c002c
+document(__name__)

@@ -9,10 +9,11 @@ __all__ = ['WIDTHS', 'SubsamplePad', 'shortcut', 'BasicBlock', 'ResNet']
 from torch import Tensor, nn
 from torch.nn import functional as F
 from .core import global_pool, named, Network, start
+from ..words import document
 
 # %% ../../nbs/lib/22_networks_resnet.ipynb #eab89559
 class SubsamplePad(nn.Module):
-    "Option A, without weights: every `stride`-th pixel, and zeros for the new channels, half on each side."
+    "Option A, without weights: every `stride`-th pixel, and zeros for the new channels, half on each side"
 
     def __init__(
         self,
@@ -26,18 +27,18 @@ class SubsamplePad(nn.Module):
         self,
         x: Tensor,  # (B, C, H, W)
     ) -> Tensor:  # (B, C + extra, ceil(H / stride), ceil(W / stride))
-        "Subsample and pad."
+        "Subsample and pad"
         before = self.extra // 2
         return F.pad(x[:, :, ::self.stride, ::self.stride], (0, 0, 0, 0, before, self.extra - before))
 
 # %% ../../nbs/lib/22_networks_resnet.ipynb #7e07ed5d
 def shortcut(
-    c_in: int,
-    c_out: int,
-    stride: int,
+    c_in: int,  # channels that come in
+    c_out: int,  # channels that go out
+    stride: int,  # of the block
     option: str,  # "A" without weights, "B" 1×1 convolution and BatchNorm
-) -> nn.Module:
-    "The path around a block."
+) -> nn.Module:  # from (B, c_in, H, W) to (B, c_out, H / stride, W / stride)
+    "The path around a block"
     if stride == 1 and c_in == c_out:
         return nn.Sequential()
     if option == "A":
@@ -46,7 +47,7 @@ def shortcut(
 
 # %% ../../nbs/lib/22_networks_resnet.ipynb #fdcbc51c
 class BasicBlock(nn.Module):
-    "Two 3×3 convolutions and a shortcut."
+    "Two 3×3 convolutions and a shortcut"
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class BasicBlock(nn.Module):
         self,
         x: Tensor,  # (B, c_in, H, W)
     ) -> Tensor:  # (B, c_out, ceil(H / stride), ceil(W / stride)), before the ReLU
-        "The sum before its ReLU."
+        "The sum before its ReLU"
         inner = F.relu(self.bn1(self.conv1(x)))
         return self.bn2(self.conv2(inner)) + self.shortcut(x)
 
@@ -77,7 +78,7 @@ WIDTHS = {None: (16, 16, 32, 64), "x4": (32, 64, 128, 256)}  # suffix of the nam
 @named(r"resnet(\d+)(x4)?(?:-(A|B))?", "resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56",
        "resnet110", "resnet8x4", "resnet32x4", "resnet20-A", "resnet56-A")
 class ResNet(Network):
-    "The CIFAR ResNet of depth 6n+2, basic blocks."
+    "The CIFAR ResNet of depth 6n+2, basic blocks"
 
     def __init__(
         self,
@@ -90,7 +91,7 @@ class ResNet(Network):
         super().__init__()
         if depth < 8 or depth % 6 != 2:
             raise ValueError(f"resnet{depth} does not exist: a CIFAR ResNet has depth 6n+2 (8, 14, 20, 32, ...); "
-                             "the ones for ImageNet are spelled ResNet18, ResNet34, ResNet50.")
+                             "those for ImageNet are torchvision:resnet18, torchvision:resnet34, torchvision:resnet50.")
         stem, *widths = WIDTHS[width]
         self.conv1, self.bn1 = nn.Conv2d(in_channels, stem, 3, 1, 1, bias=False), nn.BatchNorm2d(stem)
         ins = [stem, *widths]
@@ -105,7 +106,7 @@ class ResNet(Network):
         self,
         x: Tensor,  # (B, C, H, W)
     ) -> dict:  # stem, maps, preact, pooled
-        "Stem, three stages, pooling."
+        "Stem, three stages, pooling"
         x = stem = F.relu(self.bn1(self.conv1(x)))
         maps, preact = [], []
         for stage in (self.layer1, self.layer2, self.layer3):
@@ -115,3 +116,6 @@ class ResNet(Network):
             maps.append(x)
             preact.append(pre)
         return dict(stem=stem, maps=maps, preact=preact, pooled=global_pool(x))
+
+# %% ../../nbs/lib/22_networks_resnet.ipynb #9fc159c3
+document(__name__)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from .core import global_pool, named, Network, start
 from .resnet import shortcut
+from ..words import document
 
 # %% ../../nbs/lib/25_networks_resnext.ipynb #d001f069
 class GroupedBottleneck(nn.Module):
-    "1×1, grouped 3×3 and 1×1 convolutions, and an option-B shortcut."
+    "1×1, grouped 3×3 and 1×1 convolutions, and an option-B shortcut"
 
     def __init__(
         self,
@@ -34,14 +35,14 @@ class GroupedBottleneck(nn.Module):
         self,
         x: Tensor,  # (B, c_in, H, W)
     ) -> Tensor:  # (B, c_out, ceil(H / stride), ceil(W / stride)), before the ReLU
-        "The sum before its ReLU."
+        "The sum before its ReLU"
         inner = F.relu(self.bn1(self.conv1(x)))
         inner = F.relu(self.bn2(self.conv2(inner)))
         return self.bn3(self.conv3(inner)) + self.shortcut(x)
 
 # %% ../../nbs/lib/25_networks_resnext.ipynb #12276a30
 class ResNeXt(Network):
-    "Stages of grouped bottlenecks: see the names below."
+    "Stages of grouped bottlenecks: see the names below"
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class ResNeXt(Network):
         self,
         x: Tensor,  # (B, C, H, W)
     ) -> dict:  # stem (as the first stage takes it), maps, preact, pooled
-        "Stem, stages, pooling."
+        "Stem, stages, pooling"
         x = stem = self.stem(x)
         maps, preact = [], []
         for stage in self.stages:
@@ -79,9 +80,9 @@ class ResNeXt(Network):
 # %% ../../nbs/lib/25_networks_resnext.ipynb #c4319980
 def stem(
     kind: str,  # "imagenet": 7×7 of stride 2 and max-pool; "cifar": 3×3
-    in_channels: int = 3,
-) -> nn.Sequential:
-    "From images to 64 channels."
+    in_channels: int = 3,  # of the images: 1 or 3
+) -> nn.Sequential:  # from (B, in_channels, H, W) to (B, 64, H', W')
+    "From images to 64 channels"
     small = kind == "cifar"
     conv = nn.Conv2d(in_channels, 64, *((3, 1, 1) if small else (7, 2, 3)), bias=False)
     pool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
@@ -91,10 +92,10 @@ def stem(
 @named(r"ResNeXt-18x4(?:-(cifar))?", "ResNeXt-18x4", "ResNeXt-18x4-cifar")
 def resnext18(
     kind: str | None = None,  # "cifar" for the 3×3 stem
-    num_classes: int = 10,
-    in_channels: int = 3,
+    num_classes: int = 10,  # C, the length of the logits
+    in_channels: int = 3,  # of the images: 1 or 3
 ) -> ResNeXt:
-    "The ResNeXt whose size KD(C) gives: [2, 2, 2, 2] bottlenecks, 32 groups of width 8."
+    "The ResNeXt whose size KD(C) gives: [2, 2, 2, 2] bottlenecks, 32 groups of width 8"
     widths = (256, 512, 1024, 2048)
     return ResNeXt(stem(kind or "imagenet", in_channels), widths, widths, 2, 32, num_classes)
 
@@ -104,10 +105,10 @@ def cifar_resnext(
     depth: int,  # 9n+2
     groups: int,  # cardinality
     width: int,  # of one group in the first stage
-    num_classes: int = 10,
-    in_channels: int = 3,
+    num_classes: int = 10,  # C, the length of the logits
+    in_channels: int = 3,  # of the images: 1 or 3
 ) -> ResNeXt:
-    "ResNeXt-depth-groups×width with a 3×3 stem (Xie et al. 2017, section 5.3)."
+    "ResNeXt-depth-groups×width with a 3×3 stem (Xie et al. 2017, section 5.3)"
     if depth < 11 or depth % 9 != 2 or not groups * width:
         raise ValueError(f"ResNeXt-{depth}-{groups}x{width} does not exist: depth is 9n+2 (11, 20, 29, ...), "
                          "groups and width at least 1.")
@@ -116,3 +117,6 @@ def cifar_resnext(
     nn.init.kaiming_normal_(net.linear.weight)
     nn.init.zeros_(net.linear.bias)
     return net
+
+# %% ../../nbs/lib/25_networks_resnext.ipynb #ed61e3e7
+document(__name__)

@@ -9,10 +9,11 @@ __all__ = ['PreActBlock', 'WideResNet']
 from torch import Tensor, nn
 from torch.nn import functional as F
 from .core import global_pool, named, Network, start
+from ..words import document
 
 # %% ../../nbs/lib/23_networks_wrn.ipynb #5caed533
 class PreActBlock(nn.Module):
-    "BatchNorm, ReLU, 3×3 convolution, twice; the shortcut is the identity or a 1×1 convolution."
+    "BatchNorm, ReLU, 3×3 convolution, twice; the shortcut is the identity or a 1×1 convolution"
 
     def __init__(
         self,
@@ -33,7 +34,7 @@ class PreActBlock(nn.Module):
         x: Tensor,  # (B, c_in, H, W)
         pre: Tensor,  # bn1(x)
     ) -> Tensor:  # (B, c_out, ceil(H / stride), ceil(W / stride))
-        "The sum, not activated."
+        "The sum, not activated"
         active = F.relu(pre)
         inner = F.relu(self.bn2(self.conv1(active)))
         return self.conv2(inner) + (x if self.shortcut is None else self.shortcut(active))
@@ -42,7 +43,7 @@ class PreActBlock(nn.Module):
 @named(r"WRN[-_](\d+)[-_](\d+)", "WRN-16-1", "WRN-16-2", "WRN-16-3", "WRN-22-1", "WRN-28-1", "WRN-28-2",
        "WRN-28-3", "WRN-28-4", "WRN-40-1", "WRN-40-2")
 class WideResNet(Network):
-    "WRN-depth-width: pre-activation basic blocks."
+    "WRN-depth-width: pre-activation basic blocks"
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class WideResNet(Network):
         self,
         x: Tensor,  # (B, C, H, W)
     ) -> dict:  # stem, maps (not activated), preact (maps through the next BatchNorm), pooled
-        "Stem, three stages, last BatchNorm, pooling."
+        "Stem, three stages, last BatchNorm, pooling"
         x = stem = self.conv1(x)
         maps, firsts = [], []
         for stage in (self.layer1, self.layer2, self.layer3):
@@ -81,3 +82,6 @@ class WideResNet(Network):
             maps.append(x)
         preact = [*firsts[1:], self.bn(x)]
         return dict(stem=stem, maps=maps, preact=preact, pooled=global_pool(F.relu(preact[-1])))
+
+# %% ../../nbs/lib/23_networks_wrn.ipynb #63bc794c
+document(__name__)

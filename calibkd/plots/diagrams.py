@@ -17,7 +17,7 @@ from torch import Tensor
 from typing import Any
 from ..metrics import bins, Bins, Scores, scores
 from .page import legend, COLUMN, DASHES, inches, PALETTE, style, subplots, WIDE, wrapped
-from ..words import require
+from ..words import document, require
 
 # %% ../../nbs/lib/51_plots_diagrams.ipynb #0dc734f5
 @dataclass(frozen=True, eq=False)
@@ -182,3 +182,6 @@ def _tidy(axes: np.ndarray, pairs: list[np.ndarray], used: int) -> None:
         below.tick_params(labelbottom=True)
         below.set_xlabel("confidence (%)")
     for ax in [ax for pair in pairs[used:] for ax in pair]: ax.set_axis_off()
+
+# %% ../../nbs/lib/51_plots_diagrams.ipynb #5410b997
+document(__name__)

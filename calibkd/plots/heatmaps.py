@@ -19,6 +19,7 @@ from .page import (
     check_table, COLUMN, known_column, label, levels, LOWER_IS_BETTER, names_of, panel_grid, part_of, set_title,
     SMALL, style, subplots, tick, WIDE)
 from .page import summary
+from ..words import document
 
 # %% ../../nbs/lib/52_plots_heatmaps.ipynb #a8ab98c5
 def heatmap_data(
@@ -136,3 +137,6 @@ def _draw_empty(ax: Axes, j: int, i: int) -> None:
     frame = {"facecolor": "white", "edgecolor": "0.8", "linewidth": 0.8, "zorder": 1.1}
     ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, **frame))
     ax.text(j, i, "not run", ha="center", va="center", fontsize=SMALL, color="0.35")
+
+# %% ../../nbs/lib/52_plots_heatmaps.ipynb #ddd348c9
+document(__name__)

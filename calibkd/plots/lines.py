@@ -18,7 +18,7 @@ from .page import (
     legend, check_table, COLUMN, DASHES, inches, is_number, label, level_text, levels, look, names_of, Panel, panel_grid,
     part_of, scale, set_title, style, subplots, tick, WIDE)
 from .page import summary
-from ..words import require
+from ..words import document, require
 
 # %% ../../nbs/lib/53_plots_lines.ipynb #8eaa12f4
 def curves_data(
@@ -71,7 +71,9 @@ def curves(
     return fig, axes
 
 
-def panels_size(shape: tuple[int, int]) -> tuple[float, float]:
+def panels_size(
+    shape: tuple[int, int],  # panels down and across
+) -> tuple[float, float]:  # inches
     "Width and height of a figure with this many panels"
     return COLUMN if shape[1] == 1 else WIDE, 0.45 + (1.85 if shape[1] < 4 else 1.6) * shape[0]
 
@@ -153,7 +155,10 @@ def _draw_line(ax: Axes, at: np.ndarray, d: pd.DataFrame, drawn: dict, name: str
         ax.errorbar(at, mean, bars, label=name, elinewidth=1, **drawn | {"linestyle": ""})
 
 
-def hue_names(hue: str | None, hues: list) -> list[str]:
+def hue_names(
+    hue: str | None,  # the column
+    hues: list,  # its levels
+) -> list[str]:  # as a legend has them
     "What a legend calls the levels of hue, in their order"
     return [level_text(hue, level) + end for level in hues for end in ("", " (not run)")] if hue else []
 
@@ -182,7 +187,11 @@ def _draw_reference(ax: Axes, name: str, value: tuple[float, float], i: int) -> 
     if sd: ax.axhspan(mean - sd, mean + sd, color="0.3", alpha=0.12, linewidth=0)
 
 
-def dress(axes: np.ndarray, panels: np.ndarray, percent: bool) -> None:
+def dress(
+    axes: np.ndarray,  # (rows, columns)
+    panels: np.ndarray,  # (rows, columns) of Panel
+    percent: bool,  # whether shares are shown in per cent
+) -> None:
     "One y scale for each metric, named where its panels begin, and light lines to read it by"
     for metric in dict.fromkeys(p.metric for p in panels.flat):
         mine = [(i, j) for i, j in np.ndindex(panels.shape) if panels[i, j].metric == metric]
@@ -192,3 +201,6 @@ def dress(axes: np.ndarray, panels: np.ndarray, percent: bool) -> None:
         for i, j in mine:
             if j and panels[i, j - 1].metric == metric: axes[i, j].tick_params(labelleft=False)
             else: axes[i, j].set_ylabel(label(metric, percent))
+
+# %% ../../nbs/lib/53_plots_lines.ipynb #b28971be
+document(__name__)

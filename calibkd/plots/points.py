@@ -17,6 +17,7 @@ from calibkd.plots.page import (
     legend, check_table, DASHES, label, level_text, levels, look, names_of, panel_grid, part_of, scale, set_title, style,
     subplots)
 from .page import summary
+from ..words import document
 
 # %% ../../nbs/lib/54_plots_points.ipynb #24aca066
 def scatter_data(
@@ -108,3 +109,6 @@ def _rho(relations: pd.DataFrame) -> str:
     "Spearman's correlation of a panel as its title says it"
     rho = relations.loc["all", "spearman"] if len(relations) else np.nan
     return "" if np.isnan(rho) else f"Spearman ρ = {rho:.2f}"
+
+# %% ../../nbs/lib/54_plots_points.ipynb #1f6bdae0
+document(__name__)

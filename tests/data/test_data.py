@@ -194,6 +194,42 @@ def test_cifar_in_its_official_layout_with_checksums(folders, monkeypatch):
         Dataset("cifar10", val=0, seed=1).load()
 
 
+def test_cifar_100_has_its_own_super_classes(folders, monkeypatch):
+    "A stand-in for the official files, of four classes in two super-classes"
+    official, base, rng = torchvision.datasets.CIFAR100, folders / "cifar-100-python", np.random.default_rng(0)
+    base.mkdir()
+    parts = {n: dict(data=rng.integers(0, 256, (8, 3072), np.uint8), fine_labels=[0, 1, 2, 3] * 2, coarse_labels=[1, 0, 0, 1] * 2) for n in ("train", "test")}
+    parts["meta"] = dict(fine_label_names=["apple", "bee", "ant", "pear"], coarse_label_names=["insects", "fruit"])
+    for name, content in parts.items():
+        (base / name).write_bytes(pickle.dumps(content))
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *a: True)
+    loaded = Dataset("cifar100", val=0).load()
+    assert loaded.classes == ["apple", "bee", "ant", "pear"] and loaded.supers == ["fruit", "insects", "insects", "fruit"]
+
+
+def test_super_classes_of_embedded_data():
+    assert Dataset("textures:3x2", train=20, test=6).load().supers == ["s00"] * 2 + ["s01"] * 2 + ["s02"] * 2
+    assert Dataset("textures:1x4", train=20, test=6).load().supers is None and Dataset("digits").load().supers is None
+
+
+@pytest.mark.parametrize("options, words", [
+    (dict(train=True), "train=True is not a whole number"), (dict(test="50"), "test='50'"), (dict(size=8.), "size=8.0"), (dict(seed=None), "seed=None"),
+    (dict(seed=-1), "seed=-1 is too small"), (dict(size=0), "size=0"), (dict(size=10**6), "size=1000000 is too large"), (dict(val=None), "val=None"),
+    (dict(val=True), "val=True"), (dict(val="0.1"), "val='0.1'"), (dict(name=None), "name is None"), (dict(name=Path("x")), "name is"),
+    (dict(corruption=3, severity=1), "no corruption named 3"), (dict(corruption="fog", severity=True), "severity=True"), (dict(train=[5]), r"train=\[5\]")])
+def test_wrong_types_are_refused_at_once(options, words):
+    with pytest.raises(ValueError, match=words) as error:
+        Dataset(**options)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_numpys_numbers_are_pythons():
+    from calibkd.runs import digest
+    theirs = Dataset("digits", train=np.int64(50), test=np.int32(20), val=np.float64(.2), seed=np.uint8(3), size=np.int16(8), corruption="fog", severity=np.int8(2))
+    ours = Dataset("digits", train=50, test=20, val=.2, seed=3, size=8, corruption="fog", severity=2)
+    assert theirs == ours and digest(theirs) == digest(ours) and repr(theirs) == repr(ours) and hash(theirs) == hash(ours)
+
+
 @pytest.mark.parametrize("name, file", [
     ("mnist", "train-images-idx3-ubyte.gz"), ("fashionmnist", "FashionMNIST"), ("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python"),
     ("tiny-imagenet", "tiny-imagenet-200"), ("folder:nowhere", "nowhere"),
@@ -250,7 +286,7 @@ def test_relative_to_the_current_folder_too(folders, tmp_path, monkeypatch):
 
 
 def test_the_fingerprint_follows_the_contents(folders):
-    fresh = lambda name: (image_folders._fingerprint.cache_clear(), Dataset(name).fingerprint())[1]
+    fresh = lambda name: Dataset(name).fingerprint()
     root = folder(folders / "pets")
     a = fresh("folder:pets")
     assert fresh("folder:pets") == a
@@ -260,6 +296,61 @@ def test_the_fingerprint_follows_the_contents(folders):
     c = fresh("folder:pets")
     (root / "classes.tsv").write_text("a\tapple\nb\tbanana\n")
     assert len({a, b, c, fresh("folder:pets")}) == 4 and Dataset("folder:pets").load().classes == ["apple", "banana", "c"]
+
+
+def test_a_changed_folder_is_another_data_set_whatever_was_loaded_between(folders):
+    root, spec = folder(folders / "pets"), Dataset("folder:pets", val=0)
+    before, old = spec.fingerprint(), spec.load()
+    assert spec.load() is old
+    save(root / "test" / "a" / "0.png", seed=12345)
+    for seed in range(5):
+        Dataset("digits", train=20 + seed, val=0).load()
+    assert spec.fingerprint() != before and not torch.equal(spec.load().test.x, old.test.x)
+    assert spec.load().test.x[0].permute(1, 2, 0).numpy().tolist() == np.array(Image.open(root / "test/a/0.png")).tolist()
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "zip"])
+def test_a_change_that_keeps_names_sizes_and_times_of_modification_is_seen(packed, folders):
+    "What a careless copy does: same length, old mtime"
+    path, spec = folders / "pets" / "train" / "a" / "0.bmp", Dataset("folder:pets" + ".zip" * packed)
+    folder(folders / "pets", suffix="bmp")
+    pack = lambda: shutil.make_archive(folders / "pets", "zip", folders / "pets") and folders / "pets.zip" if packed else path
+    at = pack().stat()
+    first, raw = spec.fingerprint(), path.read_bytes()
+    path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    os.utime(pack(), ns=(at.st_atime_ns, at.st_mtime_ns))
+    assert spec.fingerprint() != first
+
+
+def test_changes_in_quick_succession_are_seen(folders):
+    "Faster than the clock of the file system counts"
+    root, spec, seen = folder(folders / "pets", suffix="bmp"), Dataset("folder:pets"), set()
+    raw = bytearray((root / "train" / "a" / "0.bmp").read_bytes())
+    for value in range(30):
+        raw[-1] = value
+        (root / "train" / "a" / "0.bmp").write_bytes(raw)
+        seen.add(spec.fingerprint())
+    assert len(seen) == 30
+
+
+def test_an_edited_source_is_read_again(monkeypatch):
+    monkeypatch.setattr(splits, "SOURCES", dict(splits.SOURCES))
+    made = lambda value: data.Raw(*[Split.of(torch.full((4, 1, 2, 2), value), [0, 1, 0, 1])] * 2, ["a", "b"])
+    for value in (1., 2.):
+        source("constant")(lambda argument, spec: made(value))
+        assert Dataset("constant", val=0).load().train.x.unique().tolist() == [value]
+
+
+def test_super_classes_of_a_folder(folders):
+    root, rows = folder(folders / "pets"), "a\tape\tmammal\nb\tbee\tinsect\nc\tcat\tmammal\n"
+    assert Dataset("folder:pets").load().supers is None
+    (root / "classes.tsv").write_text(rows)
+    loaded = Dataset("folder:pets").load()
+    assert loaded.classes == ["ape", "bee", "cat"] and loaded.supers == ["mammal", "insect", "mammal"]
+    assert Dataset("folder:pets", corruption="fog", severity=1).load().supers == loaded.supers
+    (root / "classes.tsv").write_text(rows.replace("\tinsect", ""))
+    with pytest.raises(ValueError, match="gives b no super-class"):
+        Dataset("folder:pets").load()
 
 
 def test_labels_index_and_order_are_those_of_torchvisions_image_folder(folders):
@@ -341,7 +432,7 @@ def test_a_file_that_is_no_zip_and_a_damaged_member(folders):
     at = raw.index(b"IDAT") + 6
     raw[at] ^= 255
     (folders / "b.zip").write_bytes(raw)
-    with pytest.raises(ValueError, match="not a readable image.*CRC"):
+    with pytest.raises(ValueError, match="cannot be read.*CRC"):
         Dataset("folder:b.zip").load()
     with pytest.raises(ValueError, match="needs a path"):
         Dataset("folder:").load()
@@ -370,6 +461,34 @@ def test_the_cache_is_optional_and_mends_itself(folders, tmp_path, monkeypatch):
     splits._load.cache_clear()
     assert same(first, Dataset("folder:pets", val=.25).load())
     assert Dataset("folder:pets").fingerprint() == Dataset("folder:pets").fingerprint()
+
+
+def test_a_decoded_image_that_was_altered_is_decoded_anew(folders, tmp_path):
+    folder(folders / "pets")
+    first = Dataset("folder:pets", val=.25).load()
+    kept, = (tmp_path / "cache" / "decoded").iterdir()
+    raw, other = kept.read_bytes(), tmp_path / "other"
+    for damage in (raw[:-1] + bytes([raw[-1] ^ 1]), raw[:200] + bytes([raw[200] ^ 64]) + raw[201:], b""):
+        kept.write_bytes(damage)
+        splits._load.cache_clear()
+        assert same(first, Dataset("folder:pets", val=.25).load()) and kept.read_bytes() == raw
+    folder(folders / "more", train=5)
+    Dataset("folder:more").load()
+    other, = set(kept.parent.iterdir()) - {kept}
+    kept.write_bytes(other.read_bytes())  # whole, with a digest that fits, but another data set's
+    splits._load.cache_clear()
+    assert same(first, Dataset("folder:pets", val=.25).load())
+
+
+def test_remembered_digests_that_were_altered_are_computed_anew(folders, tmp_path):
+    folder(folders / "pets")
+    first = Dataset("folder:pets").fingerprint()
+    memory, = (tmp_path / "cache" / "digests").iterdir()
+    raw = memory.read_bytes()
+    for damage in (raw[:-5] + (b"0" if raw[-5:-4] != b"0" else b"1") + raw[-4:], b"[]", b"", raw[:50]):
+        memory.write_bytes(damage)
+        image_folders._contents.cache_clear()
+        assert Dataset("folder:pets").fingerprint() == first and memory.read_bytes() == raw
 
 
 def test_a_warm_cache_decodes_nothing(folders, monkeypatch):

@@ -21,23 +21,37 @@ def papermill(*arguments, cwd=ROOT, **kwargs):
 
 
 @pytest.fixture(scope="module")
-def shared_store(tmp_path_factory):
-    "Exhibits name the same teachers: one store for all, empty at first"
-    return tmp_path_factory.mktemp("store")
+def smoke(tmp_path_factory):
+    "What `calibkd run --all --preset smoke` leaves, from an empty store; run from a folder of nobody's"
+    here = tmp_path_factory.mktemp("smoke")
+    own = {"CALIBKD_STORE": str(here / "store"), "CALIBKD_RESULTS": str(here / "results"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    without = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "CALIBKD_NBS")}
+    done = subprocess.run([sys.executable, "-m", "calibkd.cli", "run", "--all", "--preset", "smoke"], cwd=here, capture_output=True, text=True,
+                          stdin=subprocess.DEVNULL, env=without | own)
+    return here / "results", done
 
 
 @pytest.mark.parametrize("name", BOOKS)
-def test_exhibit_in_smoke(name, tmp_path, shared_store, monkeypatch):
-    monkeypatch.setenv("CALIBKD_STORE", str(shared_store))
-    done = papermill(BOOKS[name].path, tmp_path / "out.ipynb", "-p", "preset", "smoke")
-    assert done.returncode == 0, done.stderr[-3000:]
-    folder = tmp_path / "results" / name / "preset=smoke"
-    assert {p.suffix for p in folder.iterdir()} >= {".png", ".pdf", ".csv", ".json"}
+def test_exhibit_in_smoke(name, smoke):
+    results, done = smoke
+    folder = results / name / "preset=smoke"
+    assert f"{name}: not judged (smoke preset" in done.stdout, done.stdout[-3000:] + done.stderr[-1000:]
+    assert {p.suffix for p in folder.iterdir()} >= {".png", ".pdf", ".csv", ".json", ".ipynb"}
     claims, meta = (json.loads((folder / f).read_text()) for f in ("claims.json", "meta.json"))
-    assert claims and all(c["verdict"] in ("holds", "does not hold", "not run") and c["text"] for c in claims)
-    assert meta["preset"] == "smoke" and meta["hardware"] and meta["seconds"] > 0
+    assert claims and all(c["verdict"] == "not judged" and c["holds"] is None and c["text"] for c in claims)
+    assert meta["exhibit"] == name and meta["preset"] == "smoke" and meta["hardware"] and meta["seconds"] > 0
     assert len(pd.read_csv(folder / f"{name}.csv")) > 0
-    assert str(tmp_path) not in (folder / "meta.json").read_text()
+    assert str(results.parent) not in (folder / "meta.json").read_text()
+
+
+@pytest.mark.parametrize("name", BOOKS)
+def test_what_a_smoke_run_shows(name, smoke):
+    "Its figure, one line instead of verdicts, and nothing that a cell left behind by accident"
+    book = json.loads((smoke[0] / name / "preset=smoke" / f"{name}.ipynb").read_text())
+    shown = [o for cell in book["cells"] for o in cell.get("outputs", [])]
+    said = "".join("".join(o.get("text", [])) for o in shown)
+    assert said.count("A smoke run tests the code, not the claims.") == 1 and any("image/png" in o.get("data", {}) for o in shown)
+    assert not any("".join(o.get("data", {}).get("text/plain", "")).startswith(("Claim(", "[Claim(")) for o in shown)
 
 
 class Declared(Exception):
@@ -50,10 +64,10 @@ def test_the_paper_preset_declares_runs(name, monkeypatch):
     monkeypatch.setenv("CALIBKD_DATA", "/nowhere")
     def declare(runs, *args, **kwargs): raise Declared(list(runs))
     for module in (studies, sweep): monkeypatch.setattr(module, "train", declare)
-    space = {"In": []}
+    space = {}
     with pytest.raises(FileNotFoundError if name in ("fig_S2", "fig_S3") else Declared) as caught:
         for kind, source in BOOKS[name].cells:
-            if kind != "markdown": exec(source + "\npreset = 'paper'" * (kind == "parameters"), space)
+            if kind != "markdown": exec(source + f"\npreset, figure = 'paper', {BOOKS[name].figure!r}" * (kind == "parameters"), space)
     if caught.type is FileNotFoundError: return
     assert {r.epochs for r in caught.value.args[0]} <= ({36} if name == "extra_true_calibration" else {0, 100, 160})
 
@@ -68,6 +82,7 @@ def test_short_form_and_cache(tmp_path):
     folder = tmp_path / "results" / "fig_S7" / "preset=smoke,T=2"
     first, numbers = json.loads((folder / "meta.json").read_text()), (folder / "fig_S7.csv").read_text()
     assert set(pd.read_csv(folder / "fig_S7.csv")["T"]) == {2.0} and first["training"]["trained"] > 0
+    assert first["parameters"]["Ts"] == [2.0] and first["changed"] == {"T": 2.0}
     assert "training" in done.stderr, "progress of the training inside should reach the terminal"
     again = papermill("nbs/fig_S7.ipynb", tmp_path / "again.ipynb", "-p", "T", "2", "-p", "preset", "smoke")
     assert again.returncode == 0 and (folder / "fig_S7.csv").read_text() == numbers
@@ -124,7 +139,17 @@ def test_a_made_up_calibrator_joins_table_T3_by_name(tmp_path, monkeypatch):
 
 def test_help_table():
     done = papermill("--help-notebook", "nbs/fig_S7.ipynb")
-    assert "temperature" in done.stdout and "T" in done.stdout
+    assert "T: float (default None)" in done.stdout and "temperature" in done.stdout and "figure: str" in done.stdout
+
+
+@pytest.mark.parametrize("panel, path", [("fig_S3", "nbs/fig_S3.ipynb"), ("fig_S8", "nbs/fig_S7.ipynb")])
+def test_panels_through_papermill(panel, path, tmp_path):
+    "By the path that was always theirs, or by name from the other's notebook; here only up to the first cell that trains"
+    more = [] if panel in path else ["-p", "figure", panel]
+    done = papermill(path, tmp_path / "out.ipynb", "-p", "preset", "smoke", "-p", "dataset", "no such data", *more)
+    assert done.returncode != 0 and "no such data" in done.stderr
+    folder, = (tmp_path / "results").iterdir()
+    assert folder.name == panel and [f.name.startswith("preset=smoke,dataset=") for f in folder.iterdir()] == [True]
 
 
 DATA = Path(os.environ.get("CALIBKD_DATA", "/nowhere"))

@@ -135,6 +135,14 @@ def test_a_mean_over_two_different_things_is_refused():
 def test_labels(name, expected): assert plots.label(name) == expected
 
 
+def test_words_units_and_directions_are_those_of_the_metrics_records():
+    for name, metric in metrics.METRICS.items():
+        unit = {100.0: " (%)", 1000.0: " (×10³)", 1.0: ""}[metric.unit]
+        assert plots.label(name) == metric.words + unit and plots.scale(f"teacher_{name}") == metric.unit
+    assert plots.LOWER_IS_BETTER == {name for name, metric in metrics.METRICS.items() if not metric.higher}
+    assert plots.scale("accuracy") == plots.scale("confidence") == 100 and plots.label("confidence") == "confidence (%)"
+
+
 def test_percent_false_shows_fractions():
     table = invented(teachers=("NLL",))
     assert plots.heatmap_data(table, "T", "alpha", "ece", percent=False)[0].to_numpy().max() < 0.2
