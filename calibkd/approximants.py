@@ -119,7 +119,8 @@ def _edge(a: Order, b: Order, limit: float, steps: int) -> float:
     if not len(fails):
         return float(limit)
     first = int(fails[0])
-    return _bisect(lambda x: error(x, a).abs() < error(x, b).abs(), *grid[first - 1:first + 1].tolist()) if first else 0.0
+    if not first: return 0.0
+    return _bisect(lambda x: error(x, a).abs() < error(x, b).abs(), *grid[first - 1:first + 1].tolist())
 
 
 def better_range(

@@ -100,7 +100,7 @@ def ask(
 
 # %% ../nbs/lib/43_inference.ipynb #18f918c1
 class Teacher:
-    "A trained network that only answers: eval mode, BatchNorm folded, no gradient, asked once a batch for a whole cohort"
+    "A trained network that only answers: eval mode, BatchNorm folded, no gradient, asked once a batch for a cohort"
     def __init__(
         self,
         net: nn.Module,

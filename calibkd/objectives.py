@@ -166,7 +166,7 @@ def memory(
     "The modules and memories of an objective and of those inside it, by name"
     owned = [(o.name, m) for o in layers(objective) if (m := started(o, setting)) is not None]
     names = [name for name, _ in owned]
-    require(len(set(names)) == len(names), f"{', '.join(names)}: what keeps a memory can stand in an objective only once")
+    require(len(set(names)) == len(names), f"{', '.join(names)}: what keeps a memory stands in an objective only once")
     return nn.ModuleDict(owned)
 
 # %% ../nbs/lib/08_objectives.ipynb #c8633ded

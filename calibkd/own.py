@@ -336,7 +336,8 @@ def cached_again(function: Callable, how: dict[str, Any]) -> Callable:
 
 def taken_apart(function: Callable) -> tuple | str:
     "How a cached function is pickled: the user's as the function inside, a library's by its name"
-    return (cached_again, (function.__wrapped__, function.cache_parameters())) if is_own(function) else function.__qualname__
+    if not is_own(function): return function.__qualname__
+    return cached_again, (function.__wrapped__, function.cache_parameters())
 
 
 @contextmanager

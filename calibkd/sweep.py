@@ -249,7 +249,8 @@ class Results:
     def numbers(self, run: Run, metrics: Sequence[str], split: str = "test") -> dict[str, float]:
         "The metrics of one run"
         exact = any("posterior" in m.needs for m in records(metrics).values())
-        return measure(metrics, *self.logits(run, split), getattr(run.dataset.load(), split).posterior if exact else None)
+        posterior = getattr(run.dataset.load(), split).posterior if exact else None
+        return measure(metrics, *self.logits(run, split), posterior)
 
     def elsewhere(
         self,
@@ -263,7 +264,8 @@ class Results:
         with bar(len(data), "asking", "data set") as progress:
             for _ in each_elsewhere(ask_all, [(d, runs, root) for d in data], workers, executor): progress.update(1)
         where = lambda d: {"corruption": d.corruption, "severity": d.severity}
-        return pd.DataFrame([traits(r) | where(d) | measure(metrics, *self.store.answers(r, d)) for d in data for r in runs])
+        row = lambda d, r: traits(r) | where(d) | measure(metrics, *self.store.answers(r, d))
+        return pd.DataFrame([row(d, r) for d in data for r in runs])
 
     def meta(self) -> dict:
         "What it took: seconds of training, hardware, hashes"

@@ -31,7 +31,8 @@ def penultimate_features(
     weight, asked = penultimate(net).weight, adopt(net)
     with fixed_threads(), evaluating(net):
         pieces = (split.x[i : i + batch] for i in range(0, len(split), batch))
-        found = [asked(as_input(data.normalise(x.to(weight.device)), weight.dtype), features=True)[1]["pooled"] for x in pieces]
+        inputs = (as_input(data.normalise(x.to(weight.device)), weight.dtype) for x in pieces)
+        found = [asked(x, features=True)[1]["pooled"] for x in inputs]
     return torch.cat([f.float().cpu() for f in found]) if found else torch.zeros(0, weight.shape[1])
 
 

@@ -34,7 +34,8 @@ class Verdict:
     needed: int | None = None   # seeds that would decide at the spread seen, where undecided; None: none would
     why: str = ""               # of an undecided one, in words
 
-    def __post_init__(self) -> None: require(self.verdict in VERDICTS, f"a verdict is one of {', '.join(VERDICTS)}, got '{self.verdict}'")
+    def __post_init__(self) -> None:
+        require(self.verdict in VERDICTS, f"a verdict is one of {', '.join(VERDICTS)}, got '{self.verdict}'")
 
     def __str__(self) -> str: return self.verdict + f" ({self.why})" * bool(self.why)
 
@@ -149,11 +150,13 @@ def not_worse(
     level: float = LEVEL,
 ) -> Verdict:
     "Is a at most margin below b?"
-    return ruling(estimate(paired(a, b)), lambda mean, low, high: low > -margin, lambda mean, low, high: high < -margin, level)
+    holds, fails = (lambda mean, low, high: low > -margin), (lambda mean, low, high: high < -margin)
+    return ruling(estimate(paired(a, b)), holds, fails, level)
 
 
 def _same(margin: float) -> tuple[Test, Test]:
-    return (lambda mean, low, high: -margin < low and high < margin), (lambda mean, low, high: low > margin or high < -margin)
+    inside = lambda mean, low, high: -margin < low and high < margin
+    return inside, lambda mean, low, high: low > margin or high < -margin
 
 
 def same(
@@ -181,7 +184,8 @@ def factor(
 def _cells(cells: Sequence[Sequence[float]], least: int = 1) -> np.ndarray:
     "Cells × seeds, checked"
     d = np.asarray(cells, dtype=float)
-    require(d.ndim == 2 and len(d) >= least, f"at least {least} cells of one number for each seed are needed, got the shape {d.shape}")
+    require(d.ndim == 2 and len(d) >= least,
+            f"at least {least} cells of one number for each seed are needed, got the shape {d.shape}")
     return d
 
 
@@ -195,7 +199,8 @@ def every(
     if whole.seeds < 3: return whole
     strict = 1 - (1 - level) / len(d)
     wrong = sum(p.ends(strict)[1] < 0 for p in parts)
-    if wrong: return replace(whole, verdict="does not hold", needed=None, why=f"{wrong} of {len(d)} cells are the other way round")
+    why = f"{wrong} of {len(d)} cells are the other way round"
+    if wrong: return replace(whole, verdict="does not hold", needed=None, why=why)
     off = sum(p.mean <= 0 for p in parts)
     if whole.verdict != "holds" or not off: return whole
     return replace(whole, verdict="undecided", why=f"{off} of {len(d)} cells have the wrong sign, within their scatter")
@@ -217,7 +222,8 @@ def k_of_n(
     hold, still_open = (sum(r.verdict == v for r in rows) for v in ("holds", "undecided"))
     said = "holds" if hold >= k else "does not hold" if hold + still_open < k else "undecided"
     if any(r.verdict == "not run" for r in rows) and said != "holds": return NOT_RUN
-    return Verdict(said, hold, hold, hold + still_open, min((r.seeds for r in rows), default=0), _most_needed(rows, said))
+    seeds = min((r.seeds for r in rows), default=0)
+    return Verdict(said, hold, hold, hold + still_open, seeds, _most_needed(rows, said))
 
 
 def both(
@@ -244,10 +250,12 @@ def pooled(
 ) -> Verdict:                          # of the mean over the pairs, each weighed equally
     "More (or the same) on the mean over pairs; the variance comes from the seeds within pairs"
     parts = [estimate(p) for p in pairs]
-    if min(p.seeds for p in parts) < 3: return Verdict("undecided", why="fewer than 3 seeds", seeds=min(p.seeds for p in parts))
+    seeds = min(p.seeds for p in parts)
+    if seeds < 3: return Verdict("undecided", why="fewer than 3 seeds", seeds=seeds)
     squares = [(p.error / len(parts)) ** 2 for p in parts]
-    df = sum(squares) ** 2 / sum(s * s / p.df for s, p in zip(squares, parts)) if any(squares) else parts[0].df  # Welch and Satterthwaite
-    found = Estimate(float(np.mean([p.mean for p in parts])), math.sqrt(sum(squares)), df, min(p.seeds for p in parts))
+    welch = sum(s * s / p.df for s, p in zip(squares, parts))  # and Satterthwaite
+    df = sum(squares) ** 2 / welch if welch else parts[0].df
+    found = Estimate(float(np.mean([p.mean for p in parts])), math.sqrt(sum(squares)), df, seeds)
     return ruling(found, *(_more(delta) if margin is None else _same(margin)), level)
 
 
@@ -275,7 +283,8 @@ def partial_rank(
 def _five(points: Sequence[Sequence[float]]) -> np.ndarray:
     "Seeds × points, checked"
     p = np.asarray(points, dtype=float)
-    require(p.ndim == 2 and p.shape[1] >= 5, f"a rank correlation needs at least 5 points for each seed, got the shape {p.shape}")
+    require(p.ndim == 2 and p.shape[1] >= 5,
+            f"a rank correlation needs at least 5 points for each seed, got the shape {p.shape}")
     return p
 
 

@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from typing import Any
 from .page import (
-    legend, check_table, COLUMN, DASHES, inches, is_number, label, level_text, levels, look, names_of, Panel, panel_grid,
+    legend, check_table, COLUMN, DASHES, inches, is_number, label, level_text, levels, look, names_of, Panel,
+    panel_grid,
     part_of, scale, set_title, style, subplots, tick, WIDE)
 from .page import summary
 from ..words import document, require

@@ -114,7 +114,7 @@ def paper_ready(
     return bool(inside and min(t.get_fontsize() for t in fig.findobj(Text) if t.get_text().strip()) >= SMALL)
 
 # %% ../../nbs/lib/50_plots_page.ipynb #a4670586
-_SHARES = {name: replace(METRICS["top1"], words=name) for name in ("accuracy", "confidence")}  # columns that are no metric
+_SHARES = {name: replace(METRICS["top1"], words=name) for name in ("accuracy", "confidence")}  # no metrics
 KNOWN = METRICS | _SHARES
 METRIC_WORDS = {name: metric.words for name, metric in KNOWN.items()}
 LOWER_IS_BETTER = {name for name, metric in KNOWN.items() if not metric.higher}
@@ -237,7 +237,7 @@ def made_up_runs(
     seeds: Sequence[int] = (0, 1, 2),  # of the students
     key: int = 0,  # seed of everything
 ) -> pd.DataFrame:  # columns teacher, T, alpha, seed, ece, top1; metrics as fractions
-    "A table that no network has made: smooth random functions of T and alpha with noise for the seeds, to try a plot on"
+    "A table that no network has made: smooth random functions of T and alpha, noise for the seeds, to try a plot on"
     rng = np.random.default_rng(key)
     a, b = rng.uniform(0.02, 0.06, 2)
     rows = [dict(zip(("teacher", "T", "alpha", "seed"), row)) for row in itertools.product(teachers, Ts, alphas, seeds)]

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from ..metrics import spearman
 from .lines import dress, hue_names, panels_size
 from calibkd.plots.page import (
-    legend, check_table, DASHES, label, level_text, levels, look, names_of, panel_grid, part_of, scale, set_title, style,
+    legend, check_table, DASHES, label, level_text, levels, look, names_of, panel_grid, part_of, scale, set_title,
+    style,
     subplots)
 from .page import summary
 from ..words import document
@@ -92,7 +93,8 @@ def _draw_points(
     for i, level in enumerate(hues):
         p = (d if hue is None else d[d[hue] == level]).dropna(subset=[x, y])
         name, drawn = level_text(hue, level) if hue and len(p) else None, look(i)
-        at, bars = ([p[c] * scale(n, percent) if c in p else None for c, n in ((f"{sd}{x}", x), (f"{sd}{y}", y))] for sd in ("", "sd "))
+        shown = lambda c, n: p[c] * scale(n, percent) if c in p else None
+        at, bars = ([shown(f"{sd}{n}", n) for n in (x, y)] for sd in ("", "sd "))
         ax.errorbar(*at, *reversed(bars), fmt="none", ecolor=drawn["color"], elinewidth=0.7, capsize=0)
         ax.plot(*at, label=name, **drawn | marks)
 
