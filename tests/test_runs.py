@@ -237,3 +237,10 @@ def test_another_process_reads_the_same_identity():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "7",
                           "PYTHONPATH": f"{__file__.rpartition('/')[0]}:{os.environ.get('PYTHONPATH', '')}"})
     assert done.stdout.split() == [Run(DIGITS, "resnet8", Needy(1)).id], done.stderr
+
+
+def test_a_name_of_the_library_stays_the_librarys():
+    "A class of the same name elsewhere is reached through its module, or as an object"
+    from calibkd import calibrators
+    other = type("MDCA", (calibrators.MDCA,), {"loss": lambda self, seen: 0 * seen.logits.sum()})
+    assert type(objective("MDCA")) is calibrators.MDCA is not other
