@@ -7,11 +7,8 @@ __all__ = ['seal', 'apart', 'write_sealed', 'read_sealed', 'write_checkpoint', '
            'load_moments', 'part', 'read_checkpoint', 'check_shapes']
 
 # %% ../nbs/lib/44_checkpoints.ipynb #f97ec06b
-import contextlib
 import hashlib
 import json
-import os
-import uuid
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ import torch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from .places import replaced
 from .words import require
 
 # %% ../nbs/lib/44_checkpoints.ipynb #aee8a8a3
@@ -48,13 +46,11 @@ def write_sealed(
 ) -> None:                       # OSError in one sentence where there is no room
     "Write tensors, a note and the digest of both, whole or not at all"
     tensors = apart(tensors)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    about = {"note": json.dumps(note), "digest": seal(tensors, note)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, {"note": json.dumps(note), "digest": seal(tensors, note)})
-        os.replace(temporary, path)
+        replaced(path, lambda temporary: save_file(tensors, temporary, about))
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
-        with contextlib.suppress(OSError): temporary.unlink()
         raise OSError(f"{path} cannot be written ({getattr(error, 'strerror', None) or error}); "
                       "make room there, or set CALIBKD_STORE to a folder that can be written") from None
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PINNED', 'folder_of', 'data_root', 'cache_root', 'store_root', 'checksum', 'is_project', 'project_root',
-           'results_root', 'writable', 'write', 'try_write', 'read_json', 'device', 'send', 'processor', 'machine',
-           'in_words', 'hardware']
+           'results_root', 'writable', 'replaced', 'write', 'try_write', 'read_json', 'device', 'send', 'processor',
+           'machine', 'in_words', 'hardware']
 
 # %% ../nbs/lib/01_places.ipynb #ec6d4668
 import hashlib, json, os, platform, re, tempfile, uuid
@@ -45,7 +45,7 @@ def store_root() -> Path:
 
 # %% ../nbs/lib/01_places.ipynb #f1467621
 def checksum(path: Path) -> str:
-    "Sha256 of a file"
+    "SHA-256 of a file"
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 # %% ../nbs/lib/01_places.ipynb #8ca0bb42
@@ -82,17 +82,26 @@ def writable(
                       "or set CALIBKD_RESULTS to a folder that can be written.") from None
 
 # %% ../nbs/lib/01_places.ipynb #74f72571
+def replaced(
+    path: Path,                      # the file; an older one stays where the writing fails
+    save: Callable[[Path], object],  # writes the file that it is given
+) -> None:
+    "Have a file written beside its place, and put there in one step"
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        save(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def write(
     path: Path,         # the file; an older one is replaced in one step
     data: bytes | str,  # text is written as UTF-8
 ) -> Path:              # the file
     "Write a file in one step"
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "wb") as file: file.write(data.encode() if isinstance(data, str) else data)
-        os.chmod(name, 0o644)  # mkstemp's files are private; a result is for everyone
-        os.replace(name, path)
-    except BaseException: os.unlink(name); raise
+    replaced(path, lambda temporary: temporary.write_bytes(data.encode() if isinstance(data, str) else data))
     return path
 
 # %% ../nbs/lib/01_places.ipynb #70fe741a
@@ -101,19 +110,16 @@ def try_write(
     save: Callable[[Path], object],     # writes the file that it is given
 ) -> None:
     "Write a whole file or nothing; a cache that cannot be written to is no error"
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
+    with suppress(OSError, SafetensorError):  # safetensors has an error of its own for a full disk
         path.parent.mkdir(parents=True, exist_ok=True)
-        save(temporary)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError):  # safetensors has an error of its own for a full disk
-        with suppress(OSError): temporary.unlink()
+        replaced(path, save)
 
 # %% ../nbs/lib/01_places.ipynb #b2c5b0b1
 def read_json(path: Path) -> dict:
-    "What a JSON file holds, or nothing where it cannot be read"
-    try: return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError): return {}
+    "What a JSON file holds, or nothing where it cannot be read or is no object"
+    try: found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError): return {}
+    return found if isinstance(found, dict) else {}
 
 # %% ../nbs/lib/01_places.ipynb #6fa83158
 PINNED = {"cuda"}  # kinds of device that fetch from page-locked memory by themselves, while the host goes on

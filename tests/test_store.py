@@ -210,7 +210,7 @@ def test_the_root_is_absolute(tmp_path, monkeypatch):
 def test_leftovers_go_and_what_is_in_use_stays(copy):
     stray = replace(RUN, seed=1)
     old = [copy.root / p for p in (f"runs/.{stray.id}-0", f"tmp/{stray.id}-0", f"partial/{stray.id}.safetensors.77", f"partial/{OTHER.id}.safetensors",
-                                   f"partial/{OTHER.id}.lock", f"answers/{RUN.id}/x.safetensors.12")]
+                                   f"partial/{OTHER.id}.lock", f"partial/.{stray.id}.safetensors.1f", f"answers/{RUN.id}/.x.safetensors.12")]
     young, busy = copy.root / f"runs/.{stray.id}-1", copy.root / f"runs/.{'b' * 16}-0"
     unfinished, damaged = copy.checkpoint(stray), copy.root / "damaged" / f"{stray.id}-0"
     for path in (*old, young, busy, unfinished, damaged):

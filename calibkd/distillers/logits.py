@@ -8,11 +8,11 @@ __all__ = ['REDUCTIONS', 'Distiller', 'temperature', 'kd', 'KD']
 # %% ../../nbs/lib/31_distillers_logits.ipynb #77e7bc4b
 import math, numbers
 import numpy as np
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 from torch import Tensor
 import torch.nn.functional as F
-from ..objectives import Around, Seen
+from ..objectives import Around, Seen, WHERE_SET
 from ..words import document, pick, require
 
 # %% ../../nbs/lib/31_distillers_logits.ipynb #d933fa50
@@ -22,7 +22,7 @@ class Distiller(Around):
     wants_teacher: ClassVar[bool] = True
     alpha: float = 0.9          # weight of the distillation term
     gamma: float | None = None  # weight of the task loss; None: 1 - alpha, the convex combination
-    clean: bool | None = None   # True: the term sees the images that the cohort shares; None: those of the task
+    clean: bool | None = field(default=None, metadata=WHERE_SET)  # True: the term sees the images a cohort shares
 
     def __post_init__(self) -> None:
         convex, name = self.gamma is None, self.name
@@ -42,7 +42,7 @@ class Distiller(Around):
         raise NotImplementedError(f"{self.name} defines no distillation term")
 
     def loss(self, seen: Seen) -> Tensor:
-        "Gamma · task + alpha · distil; a term of weight 0 is not computed"
+        "The task's loss times gamma plus the term times alpha; what has weight 0 is not computed"
         gamma = 1 - self.alpha if self.gamma is None else self.gamma
         terms = [(gamma, self.task.loss, seen), (self.alpha, self.distil, seen.clean if self.clean else seen)]
         return sum(weight * term(of) for weight, term, of in terms if weight) + 0 * seen.logits.sum()

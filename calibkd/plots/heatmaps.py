@@ -80,17 +80,23 @@ def heatmap(
     data = {p: _cells(part_of(stats[stats.metric == p.metric], p, col, row), x, y, xs, ys) for p in panels.flat}
     fig, axes = subplots(*panels.shape, size=size or _cells_size(panels, xs, ys), sharex=True, sharey=True)
     for metric in names_of(value): _draw_metric(fig, axes, panels, data, metric, percent, digits)
-    for ax, p in zip(axes.flat, panels.flat): set_title(ax, p, col, row)
+    room = (fig.get_figwidth() - _beside(panels)) / panels.shape[1]
+    for ax, p in zip(axes.flat, panels.flat): set_title(ax, p, col, row, width=room)
     for ax in axes[-1]: ax.set_xlabel(label(x))
     upright = {"rotation": 0, "va": "center", "labelpad": 9} if len(label(y)) < 3 else {}
     for ax in axes[:, 0]: ax.set_ylabel(label(y), **upright)
     return fig, axes
 
 
+def _beside(panels: np.ndarray) -> float:
+    "Inches that the y axis and the colour bars take from the width"
+    return 0.5 + 0.62 * len({p.metric for p in panels[0]})
+
+
 def _cells_size(panels: np.ndarray, xs: list, ys: list) -> tuple[float, float]:
     "Width and height of a heat map: one column or two, more only if the cells need it"
-    (nrows, ncols), bars = panels.shape, len({p.metric for p in panels[0]})
-    need = 0.5 + 0.62 * bars + ncols * (0.12 + _CELL[0] * len(xs))
+    nrows, ncols = panels.shape
+    need = _beside(panels) + ncols * (0.12 + _CELL[0] * len(xs))
     width = COLUMN if need <= COLUMN else max(WIDE, need)
     return width, 0.42 + nrows * (0.28 + max(_CELL[1] * len(ys), 0.8))
 

@@ -106,11 +106,14 @@ def subplots(
 def paper_ready(
     fig: Figure,  # any figure of this package
 ) -> bool:
-    "Is nothing cut off, and nothing printed too small to read?"
+    "Is nothing cut off, nothing printed too small to read, and no title written over other axes?"
     with style():
         fig.canvas.draw()
         box = fig.get_tightbbox()
     inside = (box.min > -0.01).all() and (box.max < fig.get_size_inches() + 0.01).all()
+    places = {ax: (ax.title.get_window_extent(), ax.get_window_extent()) for ax in fig.axes}
+    titled = [ax for ax in fig.axes if ax.get_title()]
+    inside &= not any(places[a][0].overlaps(places[b][1]) for a in titled for b in fig.axes if a is not b)
     return bool(inside and min(t.get_fontsize() for t in fig.findobj(Text) if t.get_text().strip()) >= SMALL)
 
 # %% ../../nbs/lib/50_plots_page.ipynb #a4670586
@@ -321,11 +324,12 @@ def set_title(
     col: str | None,  # the column that goes across
     row: str | None,  # the one that goes down
     extra: str = "",  # to say after the levels
+    width: float | None = None,  # of its lines in inches; default: that of the axes, if nothing stands beside it
 ) -> None:
     "Say which levels a panel shows"
     parts = [level_text(n, v, True) for n, v in ((row, panel.row), (col, panel.col)) if n is not None]
     text = " · ".join([*parts, extra] if extra else parts)
-    if text: ax.set_title(wrapped(text, inches(ax)))
+    if text: ax.set_title(wrapped(text, width or inches(ax)))
 
 # %% ../../nbs/lib/50_plots_page.ipynb #7b9e62c9
 def legend(

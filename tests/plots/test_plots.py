@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from calibkd import metrics, plots
-from calibkd.plots import paper_ready
+from calibkd.plots import heatmap, made_up_runs, paper_ready
 
 
 def invented(Ts=(1, 2.5, 10), alphas=(0.1, 0.9), teachers=("NLL", "MDCA"), seeds=(0, 1, 2)) -> pd.DataFrame:
@@ -89,7 +89,7 @@ def test_reliability_grid_shares_its_scales():
 
 def test_cells_print_the_mean_and_sd_of_the_table():
     table = invented()
-    fig, axes = plots.heatmap(table, "T", "alpha", ["top1", "ece"], row="teacher")
+    fig, axes = heatmap(table, "T", "alpha", ["top1", "ece"], row="teacher")
     assert axes.shape == (2, 2) and paper_ready(fig)
     for (i, teacher), (j, metric) in itertools.product(enumerate(("NLL", "MDCA")), enumerate(("top1", "ece"))):
         cells = 100 * table[table.teacher == teacher].groupby(["alpha", "T"])[metric].agg(["mean", "std"])
@@ -255,3 +255,12 @@ def test_readable_in_grey():
 def test_bad_input_gets_one_sentence(call, words):
     with pytest.raises(ValueError) as error: call(invented())
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_titles_of_a_narrow_heat_map_stay_beside_the_colour_bars():
+    "One temperature, two metrics, long names of teachers: what `-p T 2` makes of figure S7"
+    table = made_up_runs(Ts=(2,), teachers=("uncalibrated (NLL)", "calibrated (MDCA)"))
+    fig, axes = heatmap(table, "T", "alpha", ["top1", "ece"], row="teacher")
+    assert paper_ready(fig)
+    axes[0, 0].set_title("teacher: uncalibrated (NLL), as wide as no panel")
+    assert not paper_ready(fig)
