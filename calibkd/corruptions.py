@@ -7,7 +7,6 @@ __all__ = ['SEVERITY', 'EXTRA', 'STANDARD', 'Streams', 'CORRUPTIONS', 'LUMA', 'F
            'require_corruption', 'corrupt']
 
 # %% ../nbs/lib/07_corruptions.ipynb #1f622a17
-import difflib
 import hashlib
 import io
 import numbers
@@ -21,7 +20,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from .words import document, require
+from .words import document, pick, require
 
 # %% ../nbs/lib/07_corruptions.ipynb #7e9b831d
 SEVERITY: dict[str, tuple] = {  # constants for severities 1 to 5, from make_cifar_c.py
@@ -63,9 +62,7 @@ def require_corruption(
     severity: Any,  # 1 to 5
 ) -> None:
     "Refuse an unknown corruption or severity in one sentence"
-    near = difflib.get_close_matches(str(kind).lower(), SEVERITY, 1, .4)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    require(kind in tuple(SEVERITY), f"There is no corruption named {kind!r}: {hint}Known are {', '.join(SEVERITY)}.")
+    pick("corruption", kind, SEVERITY)
     whole = isinstance(severity, numbers.Integral) and not isinstance(severity, bool)
     require(whole and 1 <= severity <= 5,
             f"{kind} needs an integer severity from 1 (mild) to 5 (strong), not {severity!r}.")

@@ -348,7 +348,7 @@ def test_water_is_turquoise_and_mud_brown():
 @pytest.mark.parametrize("args,words", [
     ((photos(1), "frosty"), ("'frosty'", "did you mean 'frost'")), ((photos(1), "Gaussian_Noise"), ("did you mean 'gaussian_noise'",)),
     ((photos(1), "fog", 0), ("fog", "1 (mild) to 5 (strong)", "0")), ((photos(1), "fog", 6), ("6",)), ((photos(1), "fog", 2.), ("2.0",)),
-    ((photos(1), "fog", True), ("True",)), ((photos(1), ["fog"]), ("['fog']",)), ((photos(1), "zzzzzz"), ("Known are gaussian_noise",)),
+    ((photos(1), "fog", True), ("True",)), ((photos(1), ["fog"]), ("['fog']",)), ((photos(1), "zzzzzz"), ("known: gaussian_noise",)),
     ((photos(1).float(), "fog"), ("uint8", "torch.float32")), ((photos(1)[0], "fog"), ("(3, 32, 32)",)),
     ((photos(1)[:, :2], "fog"), ("one or three channels", "(1, 2, 32, 32)")), ((photos(1)[..., :7], "fog"), ("8×8",)),
     ((np.zeros((1, 3, 8, 8), np.uint8), "fog"), ("ndarray",))])

@@ -7,7 +7,6 @@ __all__ = ['SOURCES', 'COUNTS', 'MAX_SIDE', 'FINGERPRINTS', 'PUBLISHED', 'Split'
            'hold_out', 'Raw', 'source', 'Dataset', 'missing_file']
 
 # %% ../../nbs/lib/10_data_splits.ipynb #afcb9153
-import difflib
 import functools
 import numbers
 import numpy as np
@@ -18,7 +17,7 @@ from pathlib import Path
 from torch import Tensor
 from ..corruptions import corrupt, require_corruption
 from ..places import data_root
-from ..words import document, require
+from ..words import document, pick, require
 
 # %% ../../nbs/lib/10_data_splits.ipynb #1a5bb7c9
 @dataclass(frozen=True, eq=False)
@@ -247,14 +246,6 @@ FINGERPRINTS: dict[str, Callable[[str, Path], str]] = {}  # name before the colo
 PUBLISHED: dict[str, Callable[["Dataset"], Split]] = {}  # name -> reader of a test split published corrupted
 
 
-def _unknown(name: str) -> ValueError:
-    "The error for a data set that nobody knows, with a suggestion"
-    known = sorted(SOURCES)
-    near = difflib.get_close_matches(name.partition(":")[0].lower(), known, 2, .5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}."
-    return ValueError(f"There is no data set named {name!r}: {hint}")
-
-
 def missing_file(
     path: Path,  # where it should be
     origin: str,  # what it is and where it comes from
@@ -270,8 +261,7 @@ def missing_file(
 def _load(spec: Dataset, state: tuple) -> Loaded:
     "The state, of folders, reader and contents, only tells the cached entries apart"
     head, _, argument = spec.name.partition(":")
-    if head not in SOURCES:
-        raise _unknown(spec.name)
+    pick("data set", head, sorted(SOURCES))
     if spec.corruption is not None:
         return _corrupted(spec, state)
     raw = SOURCES[head](argument, spec)

@@ -216,7 +216,7 @@ def test_super_classes_of_embedded_data():
     (dict(train=True), "train=True is not a whole number"), (dict(test="50"), "test='50'"), (dict(size=8.), "size=8.0"), (dict(seed=None), "seed=None"),
     (dict(seed=-1), "seed=-1 is too small"), (dict(size=0), "size=0"), (dict(size=10**6), "size=1000000 is too large"), (dict(val=None), "val=None"),
     (dict(val=True), "val=True"), (dict(val="0.1"), "val='0.1'"), (dict(name=None), "name is None"), (dict(name=Path("x")), "name is"),
-    (dict(corruption=3, severity=1), "no corruption named 3"), (dict(corruption="fog", severity=True), "severity=True"), (dict(train=[5]), r"train=\[5\]")])
+    (dict(corruption=3, severity=1), "no corruption called .3."), (dict(corruption="fog", severity=True), "severity=True"), (dict(train=[5]), r"train=\[5\]")])
 def test_wrong_types_are_refused_at_once(options, words):
     with pytest.raises(ValueError, match=words) as error:
         Dataset(**options)
@@ -243,9 +243,9 @@ def test_missing_files_say_what_where_and_what_else(name, file, folders):
     assert not list(folders.iterdir())  # nothing was fetched or made
 
 
-@pytest.mark.parametrize("name, hint", [("cifar-10", "cifar10"), ("Textures", "textures"), ("fashion-mnist", "fashionmnist"), ("qqq", "known are")])
+@pytest.mark.parametrize("name, hint", [("cifar-10", "cifar10"), ("Textures", "textures"), ("fashion-mnist", "fashionmnist"), ("qqq", "known:")])
 def test_unknown_names_get_a_suggestion(name, hint):
-    with pytest.raises(ValueError, match="There is no data set named") as error:
+    with pytest.raises(ValueError, match="There is no data set called") as error:
         Dataset(name).load()
     assert hint in str(error.value)
 
