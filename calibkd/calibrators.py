@@ -11,14 +11,14 @@ __all__ = ['NORMALISE', 'CONFIDENCES', 'T_RANGE', 'label_smoothing', 'LS', 'foca
 
 # %% ../nbs/lib/30_calibrators.ipynb #e2b6eec5
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 import torch
 from scipy.optimize import brentq
 from torch import Tensor, nn
 import torch.nn.functional as F
 from .augment import beta, cutmix, mixup
-from .objectives import Around, Batch, Objective, Seen, Setting
+from .objectives import Around, Batch, Objective, Seen, Setting, WHERE_SET
 from .places import send
 from .words import document, pick, require
 
@@ -509,7 +509,7 @@ def fit_temperature(
 
 # %% ../nbs/lib/30_calibrators.ipynb #5d06b2f8
 class Tempered(nn.Module):
-    "A network whose logits are divided by a fitted temperature"
+    "A network whose logits are divided by a temperature"
     def __init__(
         self,
         net: nn.Module,   # any classifier
@@ -528,7 +528,12 @@ class Tempered(nn.Module):
 # %% ../nbs/lib/30_calibrators.ipynb #29d759e0
 @dataclass(frozen=True)
 class TS(Around):
-    "Temperature scaling on the held-out split after training on the task loss (Guo et al. 2017), the papers' CE+TS"
+    "Temperature scaling after training on the task loss (Guo et al. 2017), on the held-out split: the papers' CE+TS"
+    T: float | None = field(default=None, metadata=WHERE_SET)  # a given temperature; None: fitted on the held-out split
+
+    def __post_init__(self) -> None:
+        require(self.T is None or 0 < self.T < math.inf, f"TS: T must be positive, or None to fit it, got {self.T}")
+
     def wrap(self, net: nn.Module) -> nn.Module:
         "Add the temperature to the network"
         return Tempered(net)
@@ -538,8 +543,8 @@ class TS(Around):
         return self.task.loss(seen)
 
     def finish(self, net: nn.Module, logits: Tensor, labels: Tensor) -> None:
-        "Fit T on the held-out split"
-        net.T.mul_(fit_temperature(logits, labels))
+        "Set T, or fit it on the held-out split"
+        net.T.mul_(self.T or fit_temperature(logits, labels))
 
 # %% ../nbs/lib/30_calibrators.ipynb #59a236e9
 document(__name__)

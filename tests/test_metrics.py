@@ -619,6 +619,14 @@ NAN, INF = np.array([[1., 2, 3], [0, math.nan, 1]]), np.array([[1., math.inf, 3]
     (lambda: m.slope(Z, Z, fraction=25), ["fraction is 25", ".25"]),
     (lambda: m.slope(NAN, Z), ["logits[1]", "nan"]),
     (lambda: m.confidence(NAN), ["logits[1]", "nan"]),
+    (lambda: m.ece_floor(Z, draws=0), ["draws is 0", "at least 1"]),
+    (lambda: m.ece_floor(NAN), ["logits[1]", "nan"]),
+    (lambda: m.ece_floor(Z, n_bins=0), ["n_bins is 0"]),
+    (lambda: m.rmsce(Z, Y, n_bins=0), ["n_bins is 0"]),
+    (lambda: m.agreement(Z, None), ["teacher_logits is None"]),
+    (lambda: m.agreement(Z, Z[:1]), ["(2, 3)", "(1, 3)", "same samples"]),
+    (lambda: m.predictive_kl(Z, Z[:, :2]), ["(2, 3)", "(2, 2)"]),
+    (lambda: m.predictive_kl(NAN, Z), ["logits[1]", "nan"]),
 ])
 def test_bad_input(call, words):
     with pytest.raises(ValueError) as caught: call()
@@ -629,7 +637,7 @@ def test_bad_input(call, words):
 
 # ---------------------------------------------------------------- probabilities where logits belong
 
-TAKE_LOGITS = (*ALL, m.evaluate, m.scores, m.top5, m.topk, m.overconfidence, lambda z, y: m.confidence(z), lambda z, y: m.bootstrap(m.ece, z, y, n=2),
+TAKE_LOGITS = (*ALL, m.evaluate, m.scores, m.top5, m.topk, m.overconfidence, m.ece_floor, m.rmsce, lambda z, y: m.confidence(z), lambda z, y: m.bootstrap(m.ece, z, y, n=2),
                lambda z, y: m.measure(["ece"], z, y), lambda z, y: m.posterior_gap(z, np.full(np.shape(z), .125)))
 
 
@@ -692,19 +700,26 @@ def test_only_the_metrics_asked_for_are_computed(monkeypatch):
 
 def test_every_record_measures():
     logits, labels, q = sample(500, 6)
-    found = m.measure(m.METRICS, logits, labels, q, n_bins=9)
+    found = m.measure(m.METRICS, logits, labels, q, n_bins=9, teacher_logits=2 * logits)
     assert list(found) == list(m.METRICS) and all(type(v) is float for v in found.values())
     assert {k: found[k] for k in m.evaluate(logits, labels)} == m.evaluate(logits, labels, n_bins=9)
+    assert found["agreement"] == 1 and found["predictive_kl"] == m.predictive_kl(logits, 2 * logits) > 0
     s = m.scores(logits, labels)
     assert found["true_ece"] == m.true_calibration_error(logits, q, 9) == m.true_calibration_error(s, q, 9) and found["posterior_gap"] == m.posterior_gap(s, q)
     assert m.posterior_gap(s.take(np.arange(9)), q[:9]) == m.posterior_gap(logits[:9], q[:9])
 
 
+def test_what_a_stored_run_keeps_does_not_grow_by_a_record():
+    "`evaluate` is what meta.json holds and `verify` computes again"
+    assert list(m.evaluate(*sample(300, 6)[:2])) == ["top1", "top5", "nll", "brier", "ece", "mce", "oe", "sce", "ace", "ace_classwise", "overconfidence",
+                                                     "aurc", "eaurc", "auroc", "aupr_error", "fpr95"]
+
+
 def test_directions_are_those_of_a_better_network():
     "From logits of noise to logits that know the label, every metric goes the way its record calls better"
     logits, labels, q = sample(2000, 6, heat=1.)
-    worse, better = (m.measure(m.METRICS, z, labels, q) for z in (3 * np.random.default_rng(1).standard_normal(logits.shape), logits))
-    assert all((better[k] > worse[k]) == metric.higher for k, metric in m.METRICS.items() if k != "aupr_error")
+    worse, better = (m.measure(m.METRICS, z, labels, q, teacher_logits=logits) for z in (3 * np.random.default_rng(1).standard_normal(logits.shape), logits))
+    assert all((better[k] > worse[k]) == metric.higher for k, metric in m.METRICS.items() if k not in ("aupr_error", "ece_floor"))  # the floor knows no labels
 
 
 def test_an_unknown_metric_is_refused_before_anything_is_computed():
@@ -716,3 +731,104 @@ def test_signatures_take_what_they_say():
     p = np.array([[.9, .1], [.2, .8]])
     assert m.confidence(p)[0] == pytest.approx(1 / (1 + np.exp([-.8, -.6])))
     assert m.confidence(probs=p)[0] == pytest.approx([.9, .8])
+
+
+# ---------------------------------------------------------------- noise
+
+def spread(mean, n, seed=0):
+    "Ten-class logits whose confidences scatter about a mean"
+    conf = np.clip(np.random.default_rng(seed).beta(4 * mean, 4 * (1 - mean), n), .1, 1 - 1e-9)
+    return np.c_[np.log(9 * conf / (1 - conf)), np.zeros((n, 9))]
+
+
+@pytest.mark.parametrize("n, floors", [(500, (5.6, 5.0, 3.0)), (2000, (2.8, 2.4, 1.6)), (5000, (1.7, 1.6, 1.0)), (10_000, (1.25, 1.1, .7)), (20_000, (.9, .8, .5))])
+def test_the_floor_of_ece_is_that_of_the_preregistration(n, floors):
+    "Per cent at mean confidences .5, .7, .9; the spread there is not said, so to a fifth"
+    for mean, floor in zip((.5, .7, .9), floors): assert 100 * m.ece_floor(spread(mean, n)) == pytest.approx(floor, rel=.2)
+
+
+@pytest.mark.parametrize("n_bins", [1, 10, 15])
+def test_the_floor_is_the_mean_ece_of_labels_drawn_from_the_softmax(n_bins):
+    z, q = (sample(1000, 5, heat=1.)[i] for i in (0, 2))
+    rng = np.random.default_rng(1)
+    drawn = [m.ece(z, (q.cumsum(1) < rng.random((1000, 1))).sum(1).clip(0, 4), n_bins=n_bins) for _ in range(400)]
+    assert m.ece_floor(z, n_bins=n_bins, draws=400) == pytest.approx(np.mean(drawn), abs=5 * np.std(drawn) / 20)
+
+
+def test_the_floor_with_one_bin_is_the_mean_deviation_of_a_binomial():
+    "de Moivre (1730): E|X - np| = 2 v (1 - p)^(n - v + 1) p^v n!/(v - 1)!/(n - v)! with v = floor(np) + 1"
+    n, p = 30, .7
+    v = math.floor(n * p) + 1
+    exact = 2 * v * math.comb(n, v) * p**v * (1 - p)**(n - v + 1) / n
+    assert m.ece_floor(probs=np.tile([p, 1 - p], (n, 1)), n_bins=1, draws=40_000) == pytest.approx(exact, rel=.02)
+
+
+def test_the_floor_does_not_look_at_labels_order_or_kind_of_input():
+    z, y, _ = sample(3000, 6)
+    floor, order = m.ece_floor(z), np.random.default_rng(0).permutation(3000)
+    assert floor == m.ece_floor(z, y) == m.ece_floor(m.scores(z, y)) == m.ece_floor(z[order]) != m.ece_floor(z, seed=1)
+    assert m.ece_floor(probs=torch.tensor(z).softmax(1)) == pytest.approx(floor, abs=1e-6)
+    assert m.ece_floor(2 * z) < m.ece_floor(z / 3)
+
+
+def test_the_floor_of_twenty_thousand_samples_is_quick():
+    s = m.scores(*sample(20_000, 10)[:2])
+    def took():
+        start = time.perf_counter()
+        m.ece_floor(s)
+        return time.perf_counter() - start
+    assert min(took() for _ in range(5)) < .25
+
+
+@pytest.mark.parametrize("given, value", [((3000, 10, 1.3, 0, 15), .10315299026981638), ((3000, 10, 1., 1, 15), .04071288387648725),
+                                          ((1500, 10, 1.5, 2, 10), .11652915579293037)])
+def test_rmsce_is_that_of_its_authors_code(given, value):
+    "lower_bound_scaling_ce(probs, labels, num_bins=…, mode='top-label') of uncertainty-calibration 0.1.4"
+    z, y, _ = sample(*given[:4])
+    assert m.rmsce(z, y, n_bins=given[4]) == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize("seed, heat, value", [(0, 1.2, .07610562501570828), (1, 1.3, .09547698501977071), (2, 1.4, .11395820693795826)])
+def test_rmsce_of_equal_confidences_is_that_of_its_authors_code(seed, heat, value):
+    z, y, _ = sample(900, 4, heat, seed)
+    order = np.random.default_rng(0).permutation(900)
+    assert m.rmsce(z.round(), y) == pytest.approx(value, rel=1e-12) == m.rmsce(z.round()[order], y[order])
+
+
+def test_rmsce_by_hand():
+    "Two groups of three: ((.6 - 2/3)² - 1/9 + (.9 - 1)²) / 2 is below 0; with all wrong nothing is noise"
+    conf = np.array([.5, .6, .7, .85, .9, .95])
+    assert m.rmsce(**two(conf, [1, 0, 1, 1, 1, 1]), n_bins=2) == 0
+    assert m.rmsce(**two(conf, [0] * 6), n_bins=2) == pytest.approx(math.sqrt((.6**2 + .9**2) / 2))
+    assert m.rmsce(**two(conf, [1, 0, 0, 0, 0, 1]), n_bins=1) == pytest.approx(math.sqrt((.75 - 1 / 3)**2 - 2 / 9 / 5))
+    assert m.rmsce(**two([.8], [1])) == pytest.approx(.2) and m.rmsce(**two([.8] * 9, [1] * 9)) == pytest.approx(.2)
+
+
+def test_the_square_of_rmsce_has_no_bias_where_the_plug_in_has():
+    "A known gap of .1 between confidence and chance in every one of 15 groups of 20"
+    rng, conf = np.random.default_rng(0), np.full(300, .75) + np.arange(300) * 1e-6
+    found = np.array([m.rmsce(**two(conf, rng.random(300) < conf - .1))**2 for _ in range(2000)])
+    assert found.mean() == pytest.approx(.01, abs=4 * found.std() / 2000**.5 + 1e-4)
+
+
+# ---------------------------------------------------------------- fidelity
+
+def test_agreement_and_predictive_kl_against_pytorch():
+    z, t = (torch.tensor(sample(2000, 7, seed=s)[0]) for s in (0, 1))
+    t[:500] = 2 * z[:500]
+    kl = torch.nn.functional.kl_div(z.log_softmax(1), t.log_softmax(1), log_target=True, reduction="batchmean")
+    assert m.agreement(z, t) == float((z.argmax(1) == t.argmax(1)).double().mean()) > .25
+    assert m.predictive_kl(z, t) == pytest.approx(float(kl), rel=1e-12) and m.predictive_kl(z, z) == 0
+    y = torch.zeros(2000, dtype=torch.int64)
+    assert m.predictive_kl(m.scores(z, y), t.numpy()) == pytest.approx(float(kl), rel=1e-12)
+    assert m.predictive_kl(m.scores(labels=y, probs=z.softmax(1)), t) == pytest.approx(float(kl), rel=1e-9)
+    assert m.agreement(m.scores(z, y).take(np.arange(500)), t[:500]) == 1
+
+
+def test_predictive_kl_of_what_is_ruled_out():
+    "Nothing where the teacher rules it out, infinite where the student alone does, finite however cold the logits"
+    off, even = np.array([[0., -np.inf, 0.]]), np.zeros((1, 3))
+    assert m.predictive_kl(even, off) == pytest.approx(math.log(1.5)) and m.predictive_kl(off, off) == 0 and m.predictive_kl(off, even) == math.inf
+    assert m.predictive_kl(np.array([[3e4, 0., 0.]]), even) == pytest.approx(2e4 - math.log(3))
+    given = m.scores(labels=[0], probs=np.array([[1., 0., 0.]]))
+    assert m.predictive_kl(even, given) == pytest.approx(math.log(3)) and m.predictive_kl(given, even) == math.inf

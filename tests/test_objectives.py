@@ -15,7 +15,7 @@ from calibkd.networks.core import network
 from calibkd.objectives import NLL, Objective, Setting, memory, wants
 from calibkd.runs import Recipe, Run, identity, objective, objectives
 from calibkd.store import Store
-from calibkd.sweep import train
+from calibkd.sweep import train, traits
 from calibkd.places import device
 from calibkd.batches import Batches
 from calibkd.checkpoints import write_checkpoint
@@ -114,7 +114,7 @@ import torch
 from calibkd.data import Dataset
 from calibkd.distillers import Distiller
 from calibkd.runs import Recipe, Run
-from calibkd.sweep import train
+from calibkd.sweep import train, traits
 
 @dataclass(frozen=True)
 class LogitMatch(Distiller):
@@ -156,6 +156,17 @@ def test_temperature_scaled_teacher(tmp_path):
     results = train([plain, scaled, Run(DATA, "resnet8", KD(T=1), Recipe(epochs=1, batch=64), teacher=scaled)], Store(tmp_path), workers=1)
     nll = [nn.functional.cross_entropy(*results.logits(r, "val")) for r in (plain, scaled)]
     assert results.trained == 3 and nll[1] <= nll[0] and results.numbers(plain, ["top1"]) == results.numbers(scaled, ["top1"])
+
+
+@pytest.mark.parametrize("T", [0, -1.9, float("nan"), float("inf")])
+def test_a_temperature_that_cannot_divide_is_refused(T):
+    with pytest.raises(ValueError, match=f"TS: T must be positive, or None to fit it, got {T}"): TS(T=T)
+
+
+def test_a_temperature_that_was_not_given_is_no_part_of_identity_and_no_column():
+    run = lambda o: Run(DATA, "resnet8", o, Recipe(epochs=0))
+    assert run(TS()).id == run(TS(T=None)).id and run(TS(T=2)).id == run(TS(2.)).id not in (run(TS()).id, run(TS(3)).id)
+    assert "T" not in traits(run(TS())) and traits(run(TS(2)))["T"] == 2
 
 
 def test_identity_does_not_drift():

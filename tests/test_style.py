@@ -147,9 +147,14 @@ def test_the_environments_agree():
 
 
 def test_the_scoreboard_is_current():
-    from calibkd.exhibits import exhibits, links_to, update_readme
-    stale = update_readme(ROOT / "README.md", ROOT / "results", links_to(exhibits(ROOT / "nbs")), check=True)
+    from calibkd.exhibits import exhibits, links_to, update_board
+    stale = update_board(ROOT / "README.md", ROOT / "results", links_to(exhibits(ROOT / "nbs")), check=True)
     assert not stale, "run `calibkd scoreboard`"
+
+
+def test_readme_is_short():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 250 and len(text.encode()) <= 14_000
 
 
 def test_results_name_no_path_of_a_machine():

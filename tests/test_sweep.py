@@ -13,9 +13,11 @@ import torch
 
 from calibkd import executors, sweep
 from calibkd.calibrators import LS, MDCA, TS, Focal
-from calibkd.data import Dataset
+from calibkd.data import Dataset, stratified
 from calibkd.distillers import KD
 from calibkd.executors import cores, each
+from calibkd.inference import logits_of
+from calibkd.metrics import measure
 from calibkd.objectives import NLL
 from calibkd.runs import Recipe, Run
 from calibkd.store import Store
@@ -276,3 +278,40 @@ def test_a_table_with_all_traits():
     few, whole = results.table("top1"), results.table("top1", traits="all")
     assert [*few] == [*traits(LONG), "top1"] and [*whole] == [*all_traits(LONG), "top1"] and few.top1.equals(whole.top1)
     with pytest.raises(ValueError, match="'few' or 'all', got 'some'"): results.table(traits="some")
+
+
+# fidelity, and parts of a split
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    "A teacher, a student of it on the same data, and one on other data, whose test samples the teacher must be asked about"
+    data, short = Dataset("textures:2x2", train=80, test=60), Recipe(epochs=1, batch=32)
+    teacher = Run(data, "resnet8", recipe=short)
+    students = [Run(d, "resnet8", KD(), short, seed=1, teacher=teacher) for d in (data, replace(data, test=40, seed=1))]
+    return train([teacher, *students], Store(tmp_path_factory.mktemp("taught")), workers=1)
+
+
+@pytest.mark.parametrize("split", ["test", "val", "train"])
+def test_fidelity_compares_the_same_samples(taught, split):
+    table, (teacher, *students) = taught.fidelity(split), taught
+    assert table.objective.tolist() == ["KD", "KD"] and [*table][-2:] == ["agreement", "predictive_kl"]
+    for row, student in zip(table.itertuples(), students):
+        data = student.dataset.load()
+        z = taught.logits(student, split)[0]
+        t = logits_of(taught.network(teacher), teacher.dataset.load(), getattr(data, split))[0]  # normalised as it was trained
+        assert row.agreement == (z.argmax(1) == t.argmax(1)).double().mean()
+        log_s, log_t = (x.double().log_softmax(1) for x in (z, t))
+        assert row.predictive_kl == pytest.approx(float(torch.nn.functional.kl_div(log_s, log_t, log_target=True, reduction="batchmean")), rel=1e-5)
+    with pytest.raises(ValueError, match="has no teacher to agree with"): taught.table("agreement")
+
+
+@pytest.mark.parametrize("kind", [lambda i: i, lambda i: i.numpy(), lambda i: i.tolist(), lambda i: torch.zeros(60, dtype=torch.bool).index_fill(0, i, True)])
+def test_a_table_of_a_part_of_the_split(taught, kind):
+    run = taught[1]
+    (z, y), t, q = taught.logits(run), taught.logits(taught[0])[0], run.dataset.load().test.posterior
+    i = stratified(y, 20, seed=1)[0]
+    names = ["ece", "top1", "true_ece", "posterior_gap", "agreement", "predictive_kl"]
+    assert taught.numbers(run, names, part=kind(i)) == measure(names, z[i], y[i], q[i], teacher_logits=t[i]) != taught.numbers(run, names)
+    row = Results([run], taught.store).table("top1", "agreement", part=kind(i)).iloc[0]
+    assert row.top1 == (z[i].argmax(1) == y[i]).double().mean() and row.agreement == Results([run], taught.store).fidelity(part=kind(i)).agreement[0]

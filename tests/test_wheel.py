@@ -46,12 +46,17 @@ def test_the_wheel_carries_the_exhibits_and_neither_chapters_nor_outputs(install
         assert [c["source"] for c in mine] == [c["source"] for c in theirs] and not any(c.get("outputs") for c in mine)
 
 
+def test_the_wheel_carries_the_claims(installed):
+    claims = {p.name: p.read_bytes() for p in (ROOT / "calibkd/papers").glob("*.json")}
+    assert claims and {p.name: p.read_bytes() for p in (installed / "calibkd/papers").glob("*.json")} == claims
+
+
 def test_exhibits_without_the_repository(installed, tmp_path):
     "They are listed and found, and results go to the current folder"
     assert [line.split()[0] for line in says(installed, tmp_path, "list").splitlines()[1:]] == list(BOOKS)
     assert says(installed, tmp_path, "path", "fig_S8") == f"{installed / 'calibkd/nbs/fig_S8.ipynb'}\n"
-    assert "results/fig_S1/preset=smoke/fig_S1.png" in says(installed, tmp_path, "run", "fig_S1", "--preset", "smoke")
-    assert (tmp_path / "results/fig_S1/preset=smoke/meta.json").exists()
+    assert "results/fig_S1/smoke/fig_S1.png" in says(installed, tmp_path, "run", "fig_S1", "--preset", "smoke")
+    assert (tmp_path / "results/fig_S1/smoke/meta.json").exists()
 
 
 WITHOUT = """

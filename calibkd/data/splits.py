@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'COUNTS', 'MAX_SIDE', 'FINGERPRINTS', 'PUBLISHED', 'Split', 'mean_std', 'Loaded', 'sample_order', 'subset',
-           'hold_out', 'Raw', 'source', 'Dataset', 'missing_file']
+           'stratified', 'hold_out', 'Raw', 'source', 'Dataset', 'missing_file']
 
 # %% ../../nbs/lib/10_data_splits.ipynb #afcb9153
 import functools
@@ -141,6 +141,17 @@ def subset(
     return split.at(sample_order(split.labels, seed)[:count].sort().values)
 
 
+def stratified(
+    labels: Tensor,  # (N,) int64
+    count: int,  # samples wanted, 0 to N
+    seed: int,  # of the draw
+) -> tuple[Tensor, Tensor]:  # positions of those samples and of the rest, ascending, int64
+    "A part of the samples in which classes keep their proportions, and the rest"
+    require(0 <= count <= len(labels), f"{count} of {len(labels)} samples were asked for: use 0 to {len(labels)}.")
+    order = sample_order(labels, seed, balanced=False)
+    return order[:count].sort().values, order[count:].sort().values
+
+
 def hold_out(
     split: Split,
     fraction: float,  # of the samples; MDCA holds out .1
@@ -153,8 +164,8 @@ def hold_out(
     n = round(fraction * len(split))
     require(not fraction or 0 < n < len(split),
             f"val={fraction} of {len(split)} samples leaves an empty split: use more, or val=0.")
-    order = sample_order(split.labels, seed, balanced=False)
-    return split.at(order[n:].sort().values), split.at(order[:n].sort().values)
+    held, rest = stratified(split.labels, n, seed)
+    return split.at(rest), split.at(held)
 
 # %% ../../nbs/lib/10_data_splits.ipynb #01ed3733
 @dataclass(frozen=True, eq=False)

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['penultimate_features', 'templates', 'class_index', 'finite_rows', 'labelled', 'three_labels', 'similar_classes',
-           'centroids_of', 'separation', 'relative_distance', 'separation_interval']
+           'centroids_of', 'separation', 'group_distances', 'relative_distance', 'separation_interval']
 
 # %% ../../nbs/lib/55_diagnostics_separations.ipynb #f66ab3b9
 import difflib
 import numpy as np
 import torch
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from torch import nn, Tensor
 from ..batches import as_input
 from ..data.splits import Loaded, Split
@@ -160,18 +160,28 @@ def _ratio(c: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"): return np.where(apart, 2 * near / (one + two), np.nan)
 
 # %% ../../nbs/lib/55_diagnostics_separations.ipynb #2297d5bf
+def group_distances(
+    features: Tensor,  # (N, d)
+    labels: Tensor,  # (N,) int64
+    groups: Mapping[int, Hashable],  # label: super-class; classes that are left out are not looked at
+) -> tuple[float, float]:  # nan where there is no such pair of classes
+    "Mean distance between centroids of one super-class and of different ones, over the mean length of a feature"
+    f, y = labelled(features, labels)
+    c, of = centroids_of(f, y, list(groups)), list(groups.values())
+    kin = np.array([[a == b for a in of] for b in of])
+    far = np.linalg.norm(c[:, None] - c[None], axis=2) / np.linalg.norm(f[np.isin(y, list(groups))], axis=1).mean()
+    mean = lambda d: float(np.nanmean(d)) if np.isfinite(d).any() else float("nan")
+    return mean(far[kin & ~np.eye(len(c), dtype=bool)]), mean(far[~kin])
+
+
 def relative_distance(
     features: Tensor,  # (N, d)
     labels: Tensor,  # (N,) int64
     groups: Sequence[Hashable],  # the super-class of each class (C,)
 ) -> float:  # nan where a super-class has one class only, or all classes are of one
     "Mean distance between centroids of one super-class over that between super-classes"
-    f, y = labelled(features, labels)
-    c = centroids_of(f, y, range(len(groups)))
-    kin = np.array([[a == b for a in groups] for b in groups])
-    far = np.linalg.norm(c[:, None] - c[None], axis=2)
-    within, between = far[kin & ~np.eye(len(c), dtype=bool)], far[~kin]
-    return float(np.nanmean(within) / np.nanmean(between)) if len(within) and len(between) else float("nan")
+    within, between = group_distances(features, labels, dict(enumerate(groups)))
+    return within / between
 
 # %% ../../nbs/lib/55_diagnostics_separations.ipynb #8a011326
 def separation_interval(

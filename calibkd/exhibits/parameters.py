@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'TYPES', 'NOTHING', 'INJECTED', 'NOT_OURS', 'ABSOLUTE', 'ABOUT', 'whole', 'number', 'truth', 'text',
            'mapping', 'kind_of', 'listed', 'fitted', 'expected', 'checked', 'targets', 'assigned', 'own_cells',
-           'parameter_cells', 'strays', 'refuse_untagged', 'plain', 'faithful', 'variant', 'last_part', 'tidy',
-           'plurals', 'spelled_out', 'panel_of', 'on_panel', 'resolve', 'chosen_preset', 'declared_by', 'hints']
+           'parameter_cells', 'strays', 'refuse_untagged', 'plain', 'faithful', 'variant', 'another', 'last_part',
+           'tidy', 'plurals', 'spelled_out', 'panel_of', 'on_panel', 'resolve', 'chosen_preset', 'declared_by', 'hints']
 
 # %% ../../nbs/lib/60_exhibits_parameters.ipynb #0a7cc229
 import ast
@@ -189,12 +189,21 @@ def variant(
     preset: str,             # one of `PRESETS`
     changed: dict[str, Any], # parameters that differ from the preset's
 ) -> str:                    # "" for the default exhibit
-    "The name of a variant's folder, e.g. `preset=smoke,T=2`"
-    parts = ({} if preset == "quick" else {"preset": preset}) | changed
-    label = ",".join(f"{k}={plain(v)}" for k, v in parts.items())
-    if len(label) <= 80 and all(map(faithful, parts.values())): return label
-    whole_truth = json.dumps(tidy(parts, str), sort_keys=True).encode()
-    return f"{label[:70]}-{hashlib.sha1(whole_truth).hexdigest()[:8]}"
+    "The name of a variant's folder, e.g. `smoke,T=2`"
+    label = ",".join([preset] * (preset != "quick") + [f"{k}={plain(v)}" for k, v in changed.items()])
+    if len(label) <= 40 and all(map(faithful, changed.values())): return label
+    whole_truth = json.dumps(tidy({"preset": preset} | changed, str), sort_keys=True).encode()
+    return f"{label[:31]}-{hashlib.sha1(whole_truth).hexdigest()[:8]}"
+
+
+def another(
+    changed: Mapping[str, Any],  # parameters that differ from the preset's
+    own: Mapping[str, Any],      # the preset's
+) -> dict[str, Any]:
+    "What makes another exhibit of it: the preset's seeds and more are more evidence for the same one"
+    more = isinstance(own.get("seeds"), (list, tuple)) and {*own["seeds"]} <= {*listed(changed.get("seeds", []))}
+    return {k: v for k, v in changed.items() if k != "seeds" or not more}
+
 
 # %% ../../nbs/lib/60_exhibits_parameters.ipynb #22b3ff03
 ABSOLUTE = re.compile(r"(\w\w+:)?(~?/\w|[A-Za-z]:[/\\]|\\\\)")  # of any system, also as in folder:/a/b

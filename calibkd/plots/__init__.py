@@ -4,3 +4,4 @@ from .diagrams import *
 from .heatmaps import *
 from .lines import *
 from .points import *
+from .strips import *

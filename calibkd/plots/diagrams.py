@@ -9,7 +9,7 @@ __all__ = ['Reliability', 'reliability_data', 'reliability', 'reliability_grid']
 import numpy as np
 import pandas as pd
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,9 +25,9 @@ class Reliability:
     "The numbers behind a reliability diagram, all as fractions"
 
     bins: Bins  # edges (M+1,), count, conf and acc (M,); nan where a bin is empty
-    low: np.ndarray  # (M,) float64, lower end of the accuracy's bootstrap interval
+    low: np.ndarray  # (M,) float64, lower end of the accuracy's bootstrap interval, or of its range over networks
     high: np.ndarray  # (M,) float64, upper end
-    level: float = 0.95  # of the interval
+    level: float | None = 0.95  # of the interval; None: a range
 
     @property
     def conf(self) -> float:
@@ -88,16 +88,26 @@ def reliability(
     *,
     probs: Tensor | None = None,  # (N, C) rows sum to 1; instead of logits
     level: float = 0.95,  # of the bootstrap band
+    others: Sequence[tuple[Tensor, Tensor]] = (),  # logits and labels of its like: the band is the range over all
 ) -> tuple[Figure, np.ndarray]:  # the figure, and the axes (2,): diagram, histogram
-    "Reliability diagram with gaps, bootstrap band and ECE, and the confidence histogram beneath"
+    "Reliability diagram with gaps, band, ECE and signed gap, and the confidence histogram beneath"
     data = reliability_data(logits, labels, probs=probs, n_bins=n_bins, level=level, seed=seed)
+    if others: data = _among(data, others)
     fig, axes = _diagram_axes(ax)
     _draw_diagram(axes[0], data)
     _draw_histogram(axes[1], data)
-    heading = [wrapped(title, inches(axes[0]))] if title else []
-    axes[0].set_title("\n".join([*heading, f"ECE {100 * data.ece:.2f} %"]))
+    numbers, room = f"ECE {100 * data.ece:.2f} %, gap {100 * (data.conf - data.acc):+.2f}", inches(axes[0])
+    if wrapped(numbers, room) != numbers: numbers = numbers.replace(", ", "\n")
+    axes[0].set_title("\n".join([wrapped(title, room), numbers] if title else [numbers]))
     if ax is None: legend(fig, axes)
     return fig, axes
+
+
+def _among(data: Reliability, others: Sequence[tuple[Tensor, Tensor]]) -> Reliability:
+    "The same diagram with the range of the accuracies of several networks, in bins where each has 10 samples"
+    seen = [data.bins, *(bins(s.conf, s.correct, len(data.bins.count)) for s in (scores(*o) for o in others))]
+    accuracies = np.where(np.min([b.count for b in seen], axis=0) >= 10, [b.acc for b in seen], np.nan)
+    return replace(data, low=accuracies.min(0), high=accuracies.max(0), level=None)
 
 
 def _diagram_axes(ax: Axes | Sequence[Axes] | None) -> tuple[Figure, np.ndarray]:
@@ -127,7 +137,7 @@ def _draw_diagram(ax: Axes, data: Reliability) -> None:
     ax.bar(left, b.acc, width, align="edge", color="#a9d6f3", edgecolor="white", linewidth=0.4)
     ax.bar(left, b.gap, width, b.acc, align="edge", **gaps)
     ax.hlines(b.acc, left, left + width, color=PALETTE[0], linewidth=1.8, clip_on=False, label="bin accuracy")
-    band = f"{100 * data.level:g} % bootstrap band"
+    band = f"{100 * data.level:g} % bootstrap band" if data.level else "range over seeds"
     ax.vlines(left + width / 2, data.low, data.high, color="black", linewidth=1, label=band)
     ax.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=DASHES[1], marker="")
     ax.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy (%)")
@@ -153,7 +163,7 @@ def _shares(axis: Any, most: int) -> None:
 # %% ../../nbs/lib/51_plots_diagrams.ipynb #21d0746a
 @style()
 def reliability_grid(
-    panels: Mapping[str, tuple[Tensor, Tensor]],  # title: logits (N, C) and labels (N,)
+    panels: Mapping[str, Any],  # title: logits (N, C) and labels (N,); or a list of these, the first is drawn
     n_bins: int = 15,  # M, of equal width (kdc, section 3)
     ncols: int | None = None,  # panels across; default: at most 5
     seed: int = 0,  # of the bootstrap
@@ -166,8 +176,9 @@ def reliability_grid(
     size = wide, 0.3 + nrows * min(3.4, 0.8 + 1.45 * wide / ncols)
     fig, axes = subplots(2 * nrows, ncols, size, sharex=True, sharey="row", height_ratios=[2.6, 1] * nrows)
     pairs = [axes[2 * i : 2 * i + 2, j] for i in range(nrows) for j in range(ncols)]
-    for (title, (logits, labels)), pair in zip(panels.items(), pairs):
-        reliability(logits, labels, n_bins, pair, title, seed)
+    for (title, found), pair in zip(panels.items(), pairs):
+        (logits, labels), *others = found if isinstance(found, list) else [found]
+        reliability(logits, labels, n_bins, pair, title, seed, others=others)
     _tidy(axes, pairs, len(panels))
     legend(fig, axes[:2, 0])
     return fig, axes

@@ -17,8 +17,7 @@ from matplotlib.patches import Rectangle
 from typing import Any
 from .page import (
     check_table, COLUMN, known_column, label, levels, LOWER_IS_BETTER, names_of, panel_grid, part_of, set_title,
-    SMALL, style, subplots, tick, WIDE)
-from .page import summary
+    SMALL, spread_of, style, subplots, summary, tick, WIDE)
 from ..words import document
 
 # %% ../../nbs/lib/52_plots_heatmaps.ipynb #a8ab98c5
@@ -30,16 +29,20 @@ def heatmap_data(
     percent: bool = True,  # shares in per cent
     over: str | Sequence[str] = "seed",  # columns to average over
     order: Mapping[str, Sequence] | None = None,  # column: its levels, also those that the table lacks
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # mean and sd (rows y, columns x); nan: not run, or no sd of one seed
+    band: str | None = "interval",  # half the 95 % interval of the mean, or "sd", or None
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # mean and spread (rows y, columns x); nan: not run, or no spread of one seed
     "The numbers in one panel of a heat map"
     stats = summary(table, [x, y], value, percent, over)
-    return _cells(stats, x, y, levels(table, x, order), levels(table, y, order))
+    return _cells(stats, x, y, levels(table, x, order), levels(table, y, order), band)
 
 
-def _cells(stats: pd.DataFrame, x: str, y: str, xs: list, ys: list) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Mean and sd of a summary as tables (y, x), nan where it has nothing"
+def _cells(
+    stats: pd.DataFrame, x: str, y: str, xs: list, ys: list, band: str | None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    "Mean and spread of a summary as tables (y, x), nan where it has nothing"
     shape = {"index": pd.Index(ys, name=y), "columns": pd.Index(xs, name=x)}
-    return tuple(stats.pivot(index=y, columns=x, values=v).reindex(**shape) for v in ("mean", "sd"))
+    stats = stats.assign(spread=spread_of(stats, band))
+    return tuple(stats.pivot(index=y, columns=x, values=v).reindex(**shape) for v in ("mean", "spread"))
 
 # %% ../../nbs/lib/52_plots_heatmaps.ipynb #0a473c48
 def _luminance(colour: Any) -> float:
@@ -54,7 +57,7 @@ def _ink(colour: Any) -> str:
     return "black" if _luminance(colour) > 0.179 else "white"
 
 # %% ../../nbs/lib/52_plots_heatmaps.ipynb #f495eccc
-_CELL = 0.43, 0.34  # inches: the least width and height that hold a mean and its sd
+_CELL = 0.43, 0.34  # inches: the least width and height that hold a mean and its spread
 
 
 @style()
@@ -69,15 +72,16 @@ def heatmap(
     digits: int = 2,  # decimals in the cells
     over: str | Sequence[str] = "seed",  # columns to average over
     order: Mapping[str, Sequence] | None = None,  # column: its levels, also those that the table lacks
+    band: str | None = "interval",  # beneath the mean: half its 95 % interval, or "sd", or None
     size: tuple[float, float] | None = None,  # width and height in inches; default: by the number of cells
 ) -> tuple[Figure, np.ndarray]:  # the figure and its axes (rows, columns)
-    "Mean ± sd over seeds of a metric on a grid of two settings"
+    "Mean over seeds of a metric on a grid of two settings, with its 95 % interval"
     check_table(table, [x, y, col, row, *names_of(value)])
     stats = summary(table, list(dict.fromkeys(n for n in (row, col, y, x) if n)), value, percent, over)
     xs, ys = levels(stats, x, order), levels(stats, y, order)
     layouts = [panel_grid(table, names_of(value), col, row, order, stack) for stack in (False, True)]
     panels = layouts[size is None and _cells_size(layouts[0], xs, ys)[0] > WIDE]
-    data = {p: _cells(part_of(stats[stats.metric == p.metric], p, col, row), x, y, xs, ys) for p in panels.flat}
+    data = {p: _cells(part_of(stats[stats.metric == p.metric], p, col, row), x, y, xs, ys, band) for p in panels.flat}
     fig, axes = subplots(*panels.shape, size=size or _cells_size(panels, xs, ys), sharex=True, sharey=True)
     for metric in names_of(value): _draw_metric(fig, axes, panels, data, metric, percent, digits)
     room = (fig.get_figwidth() - _beside(panels)) / panels.shape[1]
@@ -108,7 +112,7 @@ def _draw_metric(
     mine = [(ax, *data[p]) for ax, p in zip(axes.flat, panels.flat) if p.metric == metric]
     name = "cividis_r" if known_column(metric)[1] in LOWER_IS_BETTER else "cividis"
     shades = ScalarMappable(_norm(np.concatenate([mean.to_numpy().ravel() for _, mean, _ in mine])), name)
-    for ax, mean, sd in mine: _draw_cells(ax, mean, sd, shades, digits)
+    for ax, mean, spread in mine: _draw_cells(ax, mean, spread, shades, digits)
     fig.colorbar(shades, ax=[ax for ax, *_ in mine], label=label(metric, percent), pad=0.02, aspect=25)
 
 
@@ -118,9 +122,9 @@ def _norm(values: np.ndarray) -> colors.Normalize:
     return colors.Normalize(low, high) if high > low else colors.Normalize(low - 0.5, low + 0.5)
 
 
-def _draw_cells(ax: Axes, mean: pd.DataFrame, sd: pd.DataFrame, shades: ScalarMappable, digits: int) -> None:
+def _draw_cells(ax: Axes, mean: pd.DataFrame, spread: pd.DataFrame, shades: ScalarMappable, digits: int) -> None:
     "Coloured cells with their numbers, and the levels of both settings as ticks"
-    for i, j in np.ndindex(mean.shape): _draw_cell(ax, j, i, mean.iat[i, j], sd.iat[i, j], shades, digits)
+    for i, j in np.ndindex(mean.shape): _draw_cell(ax, j, i, mean.iat[i, j], spread.iat[i, j], shades, digits)
     ax.set_xticks(range(mean.shape[1]), [tick(v) for v in mean.columns])
     ax.set_yticks(range(mean.shape[0]), [tick(v) for v in mean.index])
     ax.set(xlim=(-0.5, mean.shape[1] - 0.5), ylim=(-0.5, mean.shape[0] - 0.5))
@@ -128,14 +132,14 @@ def _draw_cells(ax: Axes, mean: pd.DataFrame, sd: pd.DataFrame, shades: ScalarMa
     ax.spines[:].set_visible(False)
 
 
-def _draw_cell(ax: Axes, j: int, i: int, mean: float, sd: float, shades: ScalarMappable, digits: int) -> None:
-    "One cell: its colour, its mean, and below it the sd if there is one"
+def _draw_cell(ax: Axes, j: int, i: int, mean: float, spread: float, shades: ScalarMappable, digits: int) -> None:
+    "One cell: its colour, its mean, and below it the spread if there is one"
     if np.isnan(mean): return _draw_empty(ax, j, i)
-    face, above = shades.to_rgba(mean), 0 if np.isnan(sd) else 4.3  # points
+    face, above = shades.to_rgba(mean), 0 if np.isnan(spread) else 4.3  # points
     ink = {"color": _ink(face), "ha": "center", "va": "center", "textcoords": "offset points"}
     ax.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=face, edgecolor="white", linewidth=0.8))
     ax.annotate(f"{mean:.{digits}f}", (j, i), (0, above), fontsize=7.5, **ink)
-    if above: ax.annotate(f"±{sd:.{digits}f}", (j, i), (0, -5.3), fontsize=SMALL, **ink)
+    if above: ax.annotate(f"±{spread:.{digits}f}", (j, i), (0, -5.3), fontsize=SMALL, **ink)
 
 
 def _draw_empty(ax: Axes, j: int, i: int) -> None:

@@ -15,10 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from typing import Any
 from .page import (
-    legend, check_table, COLUMN, DASHES, inches, is_number, label, level_text, levels, look, names_of, Panel,
-    panel_grid,
-    part_of, scale, set_title, style, subplots, tick, WIDE)
-from .page import summary
+    check_table, COLUMN, DASHES, inches, is_number, label, legend, level_text, levels, looks, method_look,
+    METRIC_WORDS, names_of, Panel, panel_grid, part_of, scale, set_title, SIGNED, spread_of, style, subplots,
+    summary, tick, WIDE)
 from ..words import document, require
 
 # %% ../../nbs/lib/53_plots_lines.ipynb #8eaa12f4
@@ -31,8 +30,8 @@ def curves_data(
     row: str | None = None,  # the same
     percent: bool = True,  # shares in per cent
     over: str | Sequence[str] = "seed",  # columns to average over
-) -> pd.DataFrame:  # columns: row, col, hue, x, metric, mean, sd, n
-    "The numbers behind curves: mean, sd and number of runs at each point"
+) -> pd.DataFrame:  # columns: row, col, hue, x, metric, mean, sd, half (of the interval), n
+    "The numbers behind curves: mean, spread and number of runs at each point"
     by = [name for name in (row, col, hue, x) if name is not None]
     return summary(table, list(dict.fromkeys(by)), y, percent, over)
 
@@ -50,20 +49,22 @@ def curves(
     reference: Mapping[str, float | pd.DataFrame] | None = None,  # name: a fraction, or runs to average
     over: str | Sequence[str] = "seed",  # columns to average over
     order: Mapping[str, Sequence] | None = None,  # column: its levels, in this order
-    band: bool = True,  # whether to draw the spread over seeds; many lines are easier to tell apart without
+    band: str | None = "interval",  # over seeds: the mean's 95 % interval, or "sd"; None where lines are many
+    grey: Sequence = (),  # levels of hue that stand behind the others, without a band and a name
     size: tuple[float, float] | None = None,  # width and height in inches
 ) -> tuple[Figure, np.ndarray]:  # the figure and its axes (rows, columns)
-    "Mean of a metric over a setting, with a band of ± sd over seeds"
+    "Mean of a metric over a setting, with a band for the seeds"
     check_table(table, [x, hue, col, row, *names_of(y)])
     panels = panel_grid(table, names_of(y), col, row, order)
     data = curves_data(table, x, y, hue, col, row, percent, over)
-    if not band: data = data.assign(sd=np.nan)
+    data = data.assign(spread=spread_of(data, band))
+    if grey: data.loc[data[hue].isin(grey), "spread"] = np.nan
     xs, hues = _x_axis(levels(data, x, order), x, logx), levels(data, hue, order)
     fig, axes = subplots(*panels.shape, size=size or panels_size(panels.shape), sharex=True)
     for ax, p in zip(axes.flat, panels.flat):
         for i, (name, r) in enumerate((reference or {}).items()):
-            _draw_reference(ax, name, _reference(r, p, col, row, percent, over), i)
-        _draw_lines(ax, part_of(data[data.metric == p.metric], p, col, row), x, hue, hues, xs)
+            _draw_reference(ax, name, _reference(r, p, col, row, percent, over, band), i)
+        _draw_lines(ax, part_of(data[data.metric == p.metric], p, col, row), x, hue, hues, xs, grey)
         set_title(ax, p, col, row)
     dress(axes, panels, percent)
     _x_ticks(axes, x, xs)
@@ -133,26 +134,32 @@ def _x_ticks(axes: np.ndarray, name: str, xs: _XAxis) -> None:
         ax.set_xlabel(label(name))
 
 # %% ../../nbs/lib/53_plots_lines.ipynb #afc53605
-def _draw_lines(ax: Axes, data: pd.DataFrame, x: str, hue: str | None, hues: list, xs: _XAxis) -> None:
+_GREY = {"color": "0.72", "marker": ".", "markersize": 3, "linestyle": "-", "linewidth": 0.8, "zorder": 1.5}
+
+
+def _draw_lines(
+    ax: Axes, data: pd.DataFrame, x: str, hue: str | None, hues: list, xs: _XAxis, grey: Sequence
+) -> None:
     "A line or points for each level of hue"
-    for i, level in enumerate(hues):
+    for i, (level, drawn) in enumerate(zip(hues, looks(hues))):
         d = data if hue is None else data[data[hue] == level]
         d = d[d[x].isin(xs.levels)].dropna(subset="mean").sort_values(x, key=lambda c: c.map(xs.levels.index))
         shift = (i - (len(hues) - 1) / 2) * min(0.15, 0.7 / len(hues))
         name = level_text(hue, level) if hue else None
-        if len(d): _draw_line(ax, xs.at(d[x], shift), d, look(i), name, xs.line and len(d) > 1)
+        if level in grey: drawn, name = _GREY, "others"
+        if len(d): _draw_line(ax, xs.at(d[x], shift), d, drawn, name, xs.line and len(d) > 1)
     centre = {"transform": ax.transAxes, "ha": "center", "va": "center", "color": "0.35"}
     if data["mean"].isna().all(): ax.text(0.5, 0.5, "not run", **centre)
 
 
 def _draw_line(ax: Axes, at: np.ndarray, d: pd.DataFrame, drawn: dict, name: str | None, line: bool) -> None:
-    "Mean and sd: a line in a band, or points with bars"
-    mean, sd = d["mean"].to_numpy(), d["sd"].fillna(0).to_numpy()
+    "Mean and spread: a line in a band, or points with bars"
+    mean, spread = d["mean"].to_numpy(), d["spread"].fillna(0).to_numpy()
     if line:
-        ax.fill_between(at, mean - sd, mean + sd, color=drawn["color"], alpha=0.2, linewidth=0)
+        ax.fill_between(at, mean - spread, mean + spread, color=drawn["color"], alpha=0.2, linewidth=0)
         ax.plot(at, mean, label=name, markeredgecolor="white", markeredgewidth=0.5, **drawn)
     else:
-        bars = np.where(sd > 0, sd, np.nan)
+        bars = np.where(spread > 0, spread, np.nan)
         ax.errorbar(at, mean, bars, label=name, elinewidth=1, **drawn | {"linestyle": ""})
 
 
@@ -166,26 +173,28 @@ def hue_names(
 
 def _absent(ax: Axes, data: pd.DataFrame, hue: str, hues: list) -> None:
     "A place in the legend for levels of hue that were asked for but not run"
-    for i, level in enumerate(hues):
+    for level, drawn in zip(hues, looks(hues)):
         if data.loc[data[hue] == level, "mean"].notna().any(): continue
-        ax.plot([], [], label=f"{level_text(hue, level)} (not run)", **look(i))
+        ax.plot([], [], label=f"{level_text(hue, level)} (not run)", **drawn)
 
 
 def _reference(
-    r: float | pd.DataFrame, p: Panel, col: str | None, row: str | None, percent: bool, over: Any
+    r: float | pd.DataFrame, p: Panel, col: str | None, row: str | None, percent: bool, over: Any, band: str | None
 ) -> tuple[float, float]:
-    "Mean and sd of a number, or of the runs that belong to a panel (all, if none has its levels)"
+    "Mean and spread of a number, or of the runs that belong to a panel (all, if none has its levels)"
     if not isinstance(r, pd.DataFrame): return float(r) * scale(p.metric, percent), 0.0
     told = [c if c in r.columns and (r[c] == v).any() else None for c, v in ((col, p.col), (row, p.row))]
-    stats = summary(part_of(r, p, *told), [], p.metric, percent, over).iloc[0]
-    return stats["mean"], np.nan_to_num(stats["sd"])
+    stats = summary(part_of(r, p, *told), [], p.metric, percent, over)
+    return stats["mean"].iloc[0], np.nan_to_num(spread_of(stats, band).iloc[0])
 
 
 def _draw_reference(ax: Axes, name: str, value: tuple[float, float], i: int) -> None:
-    "The i-th level line in grey, with a band of one sd"
-    mean, sd = value
-    ax.axhline(mean, color="0.3", linewidth=1, linestyle=DASHES[1 + i % 4], label=name, zorder=1)
-    if sd: ax.axhspan(mean - sd, mean + sd, color="0.3", alpha=0.12, linewidth=0)
+    "A level line with a bar at its right end: a method's in its colour, else the i-th in grey"
+    mean, spread = value
+    drawn = method_look(name) or {"color": "0.3", "linestyle": DASHES[1 + i % 4]}
+    ax.axhline(mean, linewidth=1, label=name, zorder=1, **drawn | {"marker": ""})
+    at = {"transform": ax.get_yaxis_transform(), "color": drawn["color"], "linewidth": 1.5}
+    if spread: ax.vlines(0.99 - 0.012 * i, mean - spread, mean + spread, **at)
 
 
 def dress(
@@ -197,7 +206,8 @@ def dress(
     for metric in dict.fromkeys(p.metric for p in panels.flat):
         mine = [(i, j) for i, j in np.ndindex(panels.shape) if panels[i, j].metric == metric]
         limits = np.array([axes[at].get_ylim() for at in mine])
-        for i, j in mine: axes[i, j].set_ylim(limits.min(), limits.max())
+        least = 0 if metric in METRIC_WORDS and metric not in SIGNED else -np.inf  # an interval may reach further
+        for i, j in mine: axes[i, j].set_ylim(max(limits.min(), least), limits.max())
         for i, j in mine: axes[i, j].grid(axis="y")
         for i, j in mine:
             if j and panels[i, j - 1].metric == metric: axes[i, j].tick_params(labelleft=False)

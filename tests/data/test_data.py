@@ -19,7 +19,7 @@ from PIL import Image
 from calibkd import data
 from calibkd.data import folders as image_folders
 from calibkd.data import splits
-from calibkd.data import Dataset, Files, Split, data_root, download, hold_out, sample_order, source, subset
+from calibkd.data import Dataset, Files, Split, data_root, download, hold_out, sample_order, source, stratified, subset
 
 REAL = Path(os.environ.get("CALIBKD_DATA", "/nowhere"))
 pytestmark = pytest.mark.usefixtures("folders")
@@ -84,6 +84,21 @@ def test_a_held_out_split_is_stratified_and_loses_nothing(n, fraction, seed):
     assert sorted(rest.index.tolist() + held.index.tolist()) == list(range(n)) and len(held) == round(fraction * n)
     assert (held.labels.bincount(minlength=3) - y.bincount(minlength=3) * fraction).abs().max() <= 1.5
     assert torch.equal(rest.x.flatten(), rest.labels) and torch.equal(rest.index, rest.index.sort().values)
+
+
+@pytest.mark.parametrize("count", [0, 1, 20, 99, 100])
+def test_a_part_is_stratified_seeded_and_loses_nothing(count):
+    y = torch.tensor([0, 1, 1, 1, 1] * 20)
+    part, rest = stratified(y, count, seed=1)
+    assert len(part) == count and torch.cat([part, rest]).sort().values.tolist() == list(range(100))
+    assert (part.diff() > 0).all() and (rest.diff() > 0).all() and part.equal(stratified(y, count, 1)[0])
+    assert abs(int((y[part] == 0).sum()) - count / 5) < 1 and (count in (0, 100) or not part.equal(stratified(y, count, 2)[0]))
+
+
+def test_two_thousand_of_ten_classes_are_two_hundred_of_each():
+    y = torch.arange(10_000) % 10
+    assert [y[part].bincount().tolist() for part in stratified(y, 2000, seed=1)] == [[200] * 10, [800] * 10]
+    with pytest.raises(ValueError, match="101 of 100 samples were asked for: use 0 to 100"): stratified(y[:100], 101, seed=1)
 
 
 def test_textures_know_their_posterior():

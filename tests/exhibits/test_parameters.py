@@ -17,7 +17,7 @@ def test_a_preset_fills_only_what_is_none():
 
 def test_default_preset_is_smoke_under_nbdev_test(monkeypatch):
     monkeypatch.setenv("IN_TEST", "1")
-    assert make().preset == "smoke" and make().folder.name == "preset=smoke" and make(preset="paper").preset == "paper"
+    assert make().preset == "smoke" and make().folder.name == "smoke" and make(preset="paper").preset == "paper"
 
 
 @pytest.mark.parametrize("written", [[3], (3,), 3, "3", "[3]", "3,", np.array([3]).tolist()])
@@ -27,7 +27,7 @@ def test_a_list_may_be_written_in_many_ways(written):
 
 def test_the_same_value_written_otherwise_is_no_variant():
     assert make(T=4, seeds="0, 1, 2", dataset="textures").folder == results_root() / "fig_X"
-    assert make(preset="paper", seeds=[0, 1]).folder.name == "preset=paper"
+    assert make(preset="paper", seeds=[0, 1]).folder.name == "paper"
 
 
 @pytest.mark.parametrize("given, sentence", [
@@ -95,7 +95,7 @@ def plural(**given):
 def test_one_value_stands_for_a_list_of_one():
     ex = plural(T=2)
     assert ex.p.Ts == [2.] and ex.changed == {"T": 2.} and ex.folder.name == "T=2"
-    parameters = json.loads((ex.save(None, None) / "meta.json").read_text())["parameters"]
+    parameters = json.loads((ex.save(None, {}) / "meta.json").read_text())["parameters"]
     assert parameters["Ts"] == [2.] == [parameters["T"]]
     assert plural().p.Ts == [1., 2., 4.] and plural(std=3).p.stds == [1., 2.], "a value that presets set is one of its own"
     with pytest.raises(ValueError, match="give T or Ts, not both"): plural(T=2, Ts=[1, 2])
@@ -105,7 +105,7 @@ def test_a_preset_that_an_exhibit_lacks():
     with pytest.raises(ValueError) as caught: make(preset="real")
     assert str(caught.value) == "fig_X has no preset 'real', only smoke, quick, paper."
     with_real = Exhibit("fig_X", dict(preset="real", T=None), dict(T=1), dict(T=2), dict(T=4), real=dict(T=3))
-    assert with_real.p.T == 3 and with_real.folder.name == "preset=real"
+    assert with_real.p.T == 3 and with_real.folder.name == "real"
 
 
 values = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=30), st.lists(st.text(max_size=9), max_size=4))

@@ -6,15 +6,16 @@ import pytest
 import torch
 import torchvision
 
-from calibkd.calibrators import TS
+from calibkd.calibrators import TS, fit_temperature
 from calibkd.data import Dataset
+from calibkd.diagnostics import project_network, separation
 from calibkd.distillers import KD
-from calibkd.papers.kdc import CALIBRATORS, COMMON, calibrator, triple
+from calibkd.papers.kdc import CALIBRATORS, COMMON, activations, calibrator, flat_separation, kin_triples, separations, triple
 from calibkd.networks.core import network
 from calibkd.objectives import NLL
 from calibkd.runs import Recipe, Run
 from calibkd.store import Store
-from calibkd.studies import over_grid, study, teach
+from calibkd.studies import Rescaled, along, over_grid, study, teach
 from calibkd.sweep import train
 from calibkd.inference import logits_of
 from calibkd.training import fit
@@ -33,6 +34,7 @@ def test_ten_calibrators_teach_and_a_setting_is_chosen_on_held_out_data():
     table = made.table("top1", "ece")
     assert table.groupby("role").size().to_dict() == {"teacher": 10, "student": 10} and table.ece.between(0, 1).all()
     assert all(setting in {(1., .9), (2., .9)} for setting in made.settings.values())
+    assert len(made.table("ece", choose=False)) == 10 + 20, "where nothing is chosen, all students are kept"
     assert made.students.trained == 9 + 1 + 20, "nine teachers, a temperature, twenty students"
     again = teach(study(p), [calibrator(c, p) for c in CALIBRATORS], p)
     assert again.students.trained == 0 and again.table("ece").equals(made.table("ece"))
@@ -54,6 +56,26 @@ def test_a_temperature_is_fitted_on_held_out_data_only():
     assert torch.equal(T, T2), "another test split must not change the temperature"
 
 
+def test_a_published_teacher_and_its_tempered_twin(tmp_path):
+    "One network each whatever the seed, never trained; the twin's logits are the network's divided by T, without a held-out sample"
+    torch.save(network("resnet8", 4, seed=7).state_dict(), tmp_path / "theirs.pt")
+    s = replace(study(small(checkpoint=str(tmp_path / "theirs.pt"))), data=replace(TINY, val=0))
+    theirs, twin, fitted = (s.teacher_run(c, 5) for c in (NLL(), TS(T=1.9), TS()))
+    assert twin.init == theirs and (twin.seed, twin.epochs, twin) == (0, 0, s.teacher_run(TS(1.9), 6)) and twin != s.teacher_run(TS(T=2))
+    assert fitted == s.teacher_run(TS(T=None), 3) and "T" not in fitted.definition["objective"]
+    results = train([theirs, twin, s.student_run(KD(T=2), TS(T=1.9), 5)], workers=1)
+    assert results.trained == 3 and torch.equal(results.logits(twin)[0], results.logits(theirs)[0] / torch.tensor(1.9))
+    assert results.numbers(twin, ["top1", "aurc"]) != results.numbers(theirs, ["top1", "aurc"]) and results.numbers(twin, ["top1"]) == results.numbers(theirs, ["top1"])
+    assert results.store.run(twin.id).id == twin.id and results.table("ece")["T"].tolist()[1:] == [1.9, 2]
+
+
+def test_the_tempered_twin_of_a_trained_teacher_has_its_seed():
+    s = study(small())
+    for seed in (0, 3):
+        twin = s.teacher_run(TS(T=3.), seed)
+        assert twin.seed == seed == twin.init.seed and twin.init == s.teacher_run(NLL(), seed) and s.teacher_run(TS(), seed).seed == seed
+
+
 def test_two_triples_of_classes_are_disjoint_super_classes():
     data = replace(TINY, name="textures:4x3", train=200)
     results = train([Run(data, "resnet8", recipe=ONE)])
@@ -61,6 +83,8 @@ def test_two_triples_of_classes_are_disjoint_super_classes():
     a, b = (triple(results.runs[0], results.store, which) for which in (0, 1))
     kin = lambda three: {names[c].rpartition("c")[0] for c in three[:2]}
     assert len(kin(a)) == len(kin(b)) == 1 and kin(a) != kin(b) and len(set(a)) == len(set(b)) == 3
+    every = kin_triples(results.runs[0], results.store)
+    assert len({t[:2] for t in every}) == 4 * 3 and all(len(kin(t)) == 1 and not kin(t) & kin(t[2:]) for t in every) and a in every
 
 
 def test_triples_without_super_classes():
@@ -68,6 +92,21 @@ def test_triples_without_super_classes():
     results = train([Run(data, "resnet8", recipe=replace(ONE, batch=64))])
     a, b = (triple(results.runs[0], results.store, which) for which in (0, 1))
     assert not set(a[:2]) & set(b[:2]) and len(set(a)) == len(set(b)) == 3
+    assert kin_triples(results.runs[0], results.store) == []
+
+
+def test_similar_classes_are_nearer_in_features_than_others():
+    p = small(dataset="textures:4x3", images=400, student_epochs=3, Ts=[1.])
+    students = over_grid(study(p), [NLL()], p)
+    seen, data = activations(students), students[0].dataset.load()
+    pairs = separations(seen, dict(enumerate(data.supers)))
+    three = separations(seen, {0: "similar", 1: "similar", 5: "dissimilar"})
+    assert (pairs.R < 1).all() and (pairs.R == pairs.near / pairs.far).all() and pairs.near.item() != pairs.near_train.item()
+    f, labels = seen[students[0]]["test"]
+    assert three.R.item() == pytest.approx(separation(f, labels, (0, 1, 5)))
+    flat = flat_separation(students.network(students[0]), seen[students[0]], [(0, 1, 5)])
+    shown = project_network(students.network(students[0]), data, (0, 1, 5), "qr-pca")
+    assert flat == pytest.approx(separation(torch.tensor(shown.test), torch.tensor(shown.test_labels), (0, 1, 5)))
 
 
 @pytest.mark.parametrize("net", [lambda: torchvision.models.resnet18(num_classes=4), lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=4)])
@@ -125,3 +164,23 @@ def test_answers_elsewhere_are_kept_and_corruption_hurts():
     stamps = [k.stat().st_mtime_ns for k in kept]
     assert len(kept) == 3 and results.elsewhere(shifts, "top1", workers=1).top1.equals(table.top1)
     assert [k.stat().st_mtime_ns for k in kept] == stamps
+
+
+def test_each_network_of_an_arrow_has_its_own_recipe_and_epochs():
+    arrows = dict(epochs={"resnet8": 2, "resnet14": 3}, recipes={"resnet14": "kdc_large"}, back_Ts=None, back_alphas=None)
+    s = study(along("resnet14>resnet8", small(**arrows, recipe="kdc_cifar")))
+    teacher, direct = s.teacher_run(NLL()), s.direct_run(TS())
+    assert (teacher.recipe.batch, teacher.recipe.epochs, s.scratch().recipe.epochs) == (Recipe.kdc_large.batch, 3, 2)
+    assert s.scratch().recipe.batch == Recipe.kdc_cifar.batch != teacher.recipe.batch
+    assert direct.init == s.scratch() and direct.network == "resnet8"
+    with pytest.raises(ValueError, match="epochs has nothing for resnet20"): along("resnet20>resnet8", small(**arrows))
+
+
+def test_a_temperature_on_top_is_fitted_on_held_out_samples_and_serves_other_data():
+    runs = train([study(small()).scratch(seed) for seed in (0, 1)])
+    top = Rescaled(runs.runs, runs.store)
+    T = fit_temperature(*runs.logits(runs[0], "val"))
+    assert T != 1 and torch.allclose(top.logits(runs[0])[0], runs.logits(runs[0])[0].double() / T)
+    there = [replace(runs[0].dataset, corruption="fog", severity=5)]
+    plain, scaled = (r.elsewhere(there, "top1", "nll") for r in (runs, top))
+    assert plain.top1.equals(scaled.top1) and not plain.nll.equals(scaled.nll)

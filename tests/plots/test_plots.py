@@ -25,6 +25,9 @@ def predictions(n=500, classes=5, sharpen=1.0) -> tuple[torch.Tensor, torch.Tens
     return sharpen * logits, torch.multinomial(logits.softmax(1), 1, generator=g)[:, 0]
 
 
+HALF = {"sd": 1.0, "interval": 4.302653 / 3**0.5}  # of three seeds, in standard deviations
+
+
 def printed(ax) -> list[str]: return [t.get_text() for t in ax.texts]
 
 
@@ -87,13 +90,14 @@ def test_reliability_grid_shares_its_scales():
 
 # the numbers behind curves and heat maps
 
-def test_cells_print_the_mean_and_sd_of_the_table():
+@pytest.mark.parametrize("band", HALF)
+def test_cells_print_the_mean_and_the_spread_of_the_table(band):
     table = invented()
-    fig, axes = heatmap(table, "T", "alpha", ["top1", "ece"], row="teacher")
+    fig, axes = heatmap(table, "T", "alpha", ["top1", "ece"], row="teacher", band=band)
     assert axes.shape == (2, 2) and paper_ready(fig)
     for (i, teacher), (j, metric) in itertools.product(enumerate(("NLL", "MDCA")), enumerate(("top1", "ece"))):
         cells = 100 * table[table.teacher == teacher].groupby(["alpha", "T"])[metric].agg(["mean", "std"])
-        assert printed(axes[i, j]) == [t for c in cells.itertuples() for t in (f"{c.mean:.2f}", f"±{c.std:.2f}")]
+        assert printed(axes[i, j]) == [t for c in cells.itertuples() for t in (f"{c.mean:.2f}", f"±{HALF[band] * c.std:.2f}")]
 
 
 def test_one_colour_scale_for_the_panels_of_a_metric():
@@ -146,20 +150,21 @@ def test_words_units_and_directions_are_those_of_the_metrics_records():
 def test_percent_false_shows_fractions():
     table = invented(teachers=("NLL",))
     assert plots.heatmap_data(table, "T", "alpha", "ece", percent=False)[0].to_numpy().max() < 0.2
-    fig, axes = plots.curves(table, "T", "ece", hue="alpha", percent=False)
+    fig, axes = plots.curves(table, "T", "ece", hue="alpha", percent=False, band="sd")
     assert axes[0, 0].get_ylabel() == "ECE" and axes[0, 0].get_ylim()[1] < 0.3
 
 
 # curves
 
-def test_lines_are_the_means_and_bands_the_sd():
+@pytest.mark.parametrize("band", HALF)
+def test_lines_are_the_means_and_bands_their_interval_or_the_sd(band):
     table = invented()
-    fig, axes = plots.curves(table, "T", ["ece", "top1"], hue="alpha", col="teacher", logx=True)
+    fig, axes = plots.curves(table, "T", ["ece", "top1"], hue="alpha", col="teacher", logx=True, band=band)
     assert axes.shape == (2, 2) and paper_ready(fig)  # metrics go down where a column goes across
     one = 100 * table[(table.teacher == "MDCA") & (table.alpha == 0.9)].groupby("T").ece.agg(["mean", "std"])
     assert np.allclose(axes[0, 1].lines[1].get_ydata(), one["mean"])
-    band = axes[0, 1].collections[1].get_paths()[0].vertices[:, 1]
-    assert band.max() == pytest.approx((one["mean"] + one["std"]).max())
+    drawn = axes[0, 1].collections[1].get_paths()[0].vertices[:, 1]
+    assert drawn.max() == pytest.approx((one["mean"] + HALF[band] * one["std"]).max())
     assert axes[0, 0].get_ylim() == axes[0, 1].get_ylim() != axes[1, 0].get_ylim()
 
 
@@ -176,12 +181,32 @@ def test_small_runs_are_no_error(table, kwargs):
     assert np.isfinite([ax.get_ylim() for ax in axes.flat]).all()
 
 
-def test_one_x_value_has_bars_of_one_sd():
+@pytest.mark.parametrize("band", HALF)
+def test_one_x_value_has_bars(band):
     table = invented(Ts=(4,), alphas=(0.5,), teachers=("NLL",))
-    _, axes = plots.curves(table, "T", "ece")
+    _, axes = plots.curves(table, "T", "ece", band=band)
     (low, high), = [s[:, 1] for s in axes[0, 0].containers[0].lines[2][0].get_segments()]
-    assert (low + high) / 2 == pytest.approx(100 * table.ece.mean()) and (high - low) / 2 == pytest.approx(100 * table.ece.std())
+    assert (low + high) / 2 == pytest.approx(100 * table.ece.mean()) and (high - low) / 2 == pytest.approx(100 * HALF[band] * table.ece.std())
     assert [t.get_text() for t in axes[0, 0].get_xticklabels()] == ["4"]
+
+
+def test_a_method_has_its_colour_and_marker_in_every_kind_of_figure():
+    "Whatever its place among the levels, as a teacher, a student or a reference"
+    table = invented(teachers=("KD(UC)", "KD+LS"))
+    lines = plots.curves(table, "T", "ece", hue="teacher", over=["seed", "alpha"], reference={"LS teacher": 0.1})[1][0, 0].lines
+    points = plots.scatter(table[::-1], "top1", "ece", hue="teacher")[1][0, 0].lines
+    seen = {line.get_label(): (line.get_color(), line.get_marker()) for line in (*lines, *points) if line.get_marker() != ""}
+    assert seen == {"KD(UC)": plots.METHODS["NLL"], "KD+LS": plots.METHODS["LS"]}
+    assert {line.get_color() for line in lines if line.get_label() == "LS teacher"} == {plots.METHODS["LS"][0]}
+    mixed = plots.looks(["MDCA", *"abcdefgh", "KD(C)", "MDCA teacher"])
+    assert len({str(d) for d in mixed}) == 10 and mixed[0] == mixed[-1]
+
+
+def test_a_figure_without_bands():
+    table = invented(Ts=(4,), alphas=(0.5,), teachers=("NLL",))
+    (_, _, (bars,)) = plots.curves(table, "T", "ece", band=None)[1][0, 0].containers[0]
+    assert not any(len(s) for s in bars.get_segments())
+    with pytest.raises(ValueError, match="interval, sd"): plots.curves(table, "T", "ece", band="se")
 
 
 def test_references_and_levels_that_were_not_run():
@@ -211,13 +236,14 @@ def test_scatter_draws_every_pair_and_their_rank_correlation():
     assert axes[0, 0].get_title() == ""  # two points have no rank correlation
 
 
-def test_scatter_of_means_shows_their_spread():
+@pytest.mark.parametrize("band", HALF)
+def test_scatter_of_means_shows_their_spread(band):
     table = invented().query("T == 1 and alpha == .1")
-    fig, axes = plots.scatter(table, "top1", "ece", hue="teacher", over="seed")
+    fig, axes = plots.scatter(table, "top1", "ece", hue="teacher", over="seed", band=band)
     nll, found = 100 * table[table.teacher == "NLL"][["top1", "ece"]], axes[0, 0]
     assert np.allclose([*found.lines[0].get_xdata(), *found.lines[0].get_ydata()], nll.mean())
     across, up = (c.get_segments()[0] for c in found.collections[:2])
-    assert np.allclose([np.ptp(across[:, 0]), np.ptp(up[:, 1])], 2 * nll.std()) and paper_ready(fig)
+    assert np.allclose([np.ptp(across[:, 0]), np.ptp(up[:, 1])], 2 * HALF[band] * nll.std()) and paper_ready(fig)
     with pytest.raises(ValueError, match="differ in T, alpha"): plots.scatter(invented(), "top1", "ece", hue="teacher", over="seed")
 
 
@@ -264,3 +290,20 @@ def test_titles_of_a_narrow_heat_map_stay_beside_the_colour_bars():
     assert paper_ready(fig)
     axes[0, 0].set_title("teacher: uncalibrated (NLL), as wide as no panel")
     assert not paper_ready(fig)
+
+
+# dots
+
+def test_dots_stand_in_their_intervals_and_printed_numbers_are_hollow():
+    table = invented(Ts=(1,), alphas=(.9,)).assign(method=lambda d: d.teacher)
+    fig, axes = plots.dots(table, "method", "ece", reference=pd.DataFrame({"ece": {"MDCA": .05}}), order={"method": ["MDCA", "NLL"]})
+    ours = table[table.method == "NLL"].ece * 100
+    bar = axes[0, 0].collections[1].get_segments()[0]
+    assert bar[1, 0] - bar[0, 0] == pytest.approx(2 * 4.302653 * ours.std() / 3 ** .5) and bar[:, 0].mean() == pytest.approx(ours.mean())
+    hollow = [line for line in axes[0, 0].lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in hollow] == [(5, 0)] and paper_ready(fig)
+
+
+def test_one_seed_has_a_dot_without_a_bar():
+    fig, axes = plots.dots(invented(Ts=(1,), alphas=(.9,), seeds=(0,)), "teacher", ["ece", "top1"], sort=True)
+    assert all(np.isnan(c.get_segments()).all() for c in axes[0, 0].collections) and paper_ready(fig)
