@@ -38,9 +38,10 @@ class Statement:
 
 @cache
 def catalogues() -> dict[str, dict[str, Any]]:
-    "The papers' claims as they were fixed: title, date, exhibits"
-    found = [p for p in files("calibkd.papers").iterdir() if p.name.endswith(".json")]
-    return {p.name.removesuffix(".json"): json.loads(p.read_text("utf-8")) for p in sorted(found, key=lambda p: p.name)}
+    "The papers' claims as they were fixed, in the order of README: title, date, exhibits"
+    places = [p for p in files("calibkd.papers").iterdir() if p.name.endswith(".json")]
+    found = {p.name.removesuffix(".json"): json.loads(p.read_text("utf-8")) for p in places}
+    return dict(sorted(found.items(), key=lambda paper: paper[1]["number"]))
 
 
 def paper_of(

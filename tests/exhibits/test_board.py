@@ -17,7 +17,7 @@ def paper(tmp_path, monkeypatch):
     "A catalogue of two exhibits, and a README"
     (tmp_path / "papers").mkdir()
     claims = [{"id": "p1", "text": "A premise"}, {"id": "c1", "text": "First | claim", "paper": "6 → 12"}, {"id": "x1", "text": "Our own"}, {"id": "c2", "text": "Second"}]
-    fixed = {"title": "A *paper*", "fixed": "2026-01-01", "exhibits": {"fig_X": claims, "fig_Y": [{"id": "c1", "text": "Third"}]}, "in_short": [SAID]}
+    fixed = {"number": 1, "title": "A *paper*", "fixed": "2026-01-01", "exhibits": {"fig_X": claims, "fig_Y": [{"id": "c1", "text": "Third"}]}, "in_short": [SAID]}
     (tmp_path / "papers" / "one.json").write_text(json.dumps(fixed))
     monkeypatch.setattr("calibkd.exhibits.claims.files", lambda _: tmp_path / "papers")
     catalogues.cache_clear()
