@@ -383,7 +383,8 @@ def spread(
 def _spread(a: Sequence[float], b: Sequence[float], level: float) -> Verdict:
     n, m = len(a), len(b)
     if min(n, m) < 5: return Verdict("undecided", seeds=min(n, m), why="fewer than 5 seeds", unit="number")
-    ratio = float(np.var(a, ddof=1) / np.var(b, ddof=1))
+    wide, narrow = float(np.var(a, ddof=1)), float(np.var(b, ddof=1))
+    ratio = wide / narrow if narrow else math.inf if wide else math.nan
     low, high = (ratio / float(fdtri(n - 1, m - 1, p)) for p in ((1 + level) / 2, (1 - level) / 2))
     said = "holds" if low > 1 else "does not hold" if high < 1 else "undecided"
     return Verdict(said, ratio, low, high, min(n, m), unit="number")
