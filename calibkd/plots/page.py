@@ -80,7 +80,8 @@ METHODS = {  # colour and marker; the colours of the first two also differ in gr
     "MixUp": ("#CC79A7", "v"), "MbLS": ("#56B4E9", "P"), "AdaFocal": ("#000000", "X"), "MMCE": ("#332288", "<"),
     "CRL": ("#882255", ">"), "CPC": ("#999933", "d"), "PSKD": ("#8C510A", "p"), "scratch": ("#777777", "h"),
 }
-_STUDENTS = {"KD(UC)": "NLL", "KD(C)": "MDCA", "KD(UC)+TS": "TS"} | {f"KD{plus}{m}": m for m in METHODS for plus in ("+", " + ")}
+_STUDENTS = {f"KD{plus}{m}": m for m in METHODS for plus in ("+", " + ")}
+_STUDENTS |= {"KD(UC)": "NLL", "KD(C)": "MDCA", "KD(UC)+TS": "TS"}
 _DIRECT = {m + end: m for m in METHODS for end in ("", " teacher")}
 _DIRECT |= {"CE+TS": "TS", "PS-KD": "PSKD", "no teacher": "scratch"}
 
