@@ -6,6 +6,7 @@
 __all__ = ['build', 'fitting', 'require_same_shapes', 'Renormalised', 'read_weights', 'load_foreign', 'load_initial']
 
 # %% ../nbs/lib/41_building.ipynb #ddacf47f
+import argparse
 import copy
 import functools
 import torch
@@ -13,7 +14,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import nn, Tensor
 from .data.splits import Loaded
-from .networks.core import network, penultimate
+from .networks.core import network, penultimate, renamed
 from .networks.foreign import adopt, Foreign
 from .runs import Handed, Run, Weights
 from .words import require
@@ -77,7 +78,8 @@ def read_weights(
     path = Path(weights.path).expanduser()
     load = functools.partial(torch.load, map_location="cpu", weights_only=True)
     read = load_file if path.suffix == ".safetensors" else load
-    try: found = read(path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]): found = read(path)  # options beside the weights
     except Exception as error:
         raise ValueError(f"'{path.name}' was not loaded: it is damaged, or holds more than tensors and would have "
                          f"to run code ({type(error).__name__}); save its state_dict again, best as .safetensors") from None
@@ -92,9 +94,9 @@ def load_foreign(
     weights: Weights,
 ) -> None:
     "Load a foreign checkpoint into a network, or say in one sentence why it does not fit"
-    state, body = read_weights(weights), net
+    body = net
     while isinstance(body, (Renormalised, Foreign)): body = body.net
-    own = body.state_dict()
+    state, own = renamed(body, read_weights(weights)), body.state_dict()
     odd = [k for k in own if k in state and state[k].shape != own[k].shape]
     missing, extra = [k for k in own if k not in state and "num_batches" not in k], [k for k in state if k not in own]
     why = [f"{k} has shape {tuple(state[k].shape)} where {tuple(own[k].shape)} is needed" for k in odd[:1]]

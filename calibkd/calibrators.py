@@ -320,6 +320,7 @@ def soft_cross_entropy(
 @dataclass(frozen=True)
 class PSKD(Objective):
     "Progressive self-knowledge distillation (Kim et al. 2021); memory N · C · 4 bytes"
+    takes_weights: ClassVar[bool] = True
     alpha: float = 0.8  # weight of the network's own past in the last epoch
 
     def __post_init__(self) -> None: require(0 <= self.alpha <= 1, f"PSKD: alpha must lie in [0, 1], got {self.alpha}")
@@ -329,11 +330,13 @@ class PSKD(Objective):
         return Buffers(past=torch.zeros(setting.num_samples, setting.num_classes))
 
     def targets(self, seen: Seen) -> Tensor:
-        "Label and past, weighed by how far training has come; in the first epoch the label alone"
+        "Label and past, weighed by how far training has come, the past by `seen.weights`, too; at first the label"
         batch, onehot = seen.batch, F.one_hot(seen.labels, seen.logits.shape[1]).to(seen.logits)
         if batch.epoch == 0: return onehot
         past = seen.state[self.name].past[batch.index].to(onehot)
-        return torch.lerp(onehot, past, self.alpha * (batch.epoch + 1) / batch.epochs)
+        share = self.alpha * (batch.epoch + 1) / batch.epochs
+        if seen.weights is None: return torch.lerp(onehot, past, share)
+        return (1 - share) * onehot + share * seen.weights[:, None] * past
 
     def loss(self, seen: Seen) -> Tensor:
         "Cross-entropy with the moving target"

@@ -123,7 +123,7 @@ def meant_by(
 ) -> list[Notebook]:              # several for a notebook with panels
     "The exhibits that a word means"
     if word in known: return [known[word]]
-    if Path(word).is_file(): return ex.at(Path(word))
+    if Path(word).is_file(): return ex.notebooks_at(Path(word))
     require(Path(word).name == word, f"There is no notebook {word}.")
     return [known[pick("exhibit", word.removesuffix(".ipynb"), known)]]
 

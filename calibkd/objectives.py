@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['WHERE_SET', 'Batch', 'Output', 'Seen', 'Setting', 'Objective', 'NLL', 'Around', 'layers', 'wants', 'started',
-           'memory']
+           'memory', 'Switch']
 
 # %% ../nbs/lib/08_objectives.ipynb #7053345b
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 import torch
@@ -46,6 +47,7 @@ class Seen:
     state: nn.ModuleDict | None = None        # modules and memories of all methods inside, by name
     generator: torch.Generator | None = None  # of this step, on the CPU, seeded by run, epoch and step
     clean: "Seen | None" = None               # the same of the batch as the cohort shares it, if a method `wants_clean`
+    weights: Tensor | None = None             # (B,) of samples, for what `takes_weights`; set by a method around
 
     @property
     def logits(self) -> Tensor:
@@ -67,6 +69,7 @@ class Setting:
     teacher: dict | None = None    # and of the teacher
     labels: Tensor | None = None   # (N,) of the training split, where `Batch.index` points
     seed: int = 0                  # of the run
+    network: Callable[[int], nn.Module] | None = None  # another network of the student's kind, started from a seed
 
 # %% ../nbs/lib/08_objectives.ipynb #0de86f2f
 WHERE_SET = {"column": "where set"}  # metadata of a field that is a column of tables only where a method sets it
@@ -79,6 +82,7 @@ class Objective:
     wants_features: ClassVar[bool] = False  # ask both networks for features, too
     wants_heldout: ClassVar[bool] = False  # call `epoch_end` with the held-out split's logits
     wants_clean: ClassVar[bool] = False    # show the batch as the cohort shares it, too, as `seen.clean`
+    takes_weights: ClassVar[bool] = False  # multiply each sample's distillation term by `seen.weights`
 
     def loss(self, seen: Seen) -> Tensor:
         "The scalar to minimise"
@@ -115,6 +119,11 @@ class Objective:
         "Called once after training with the held-out split's logits"
 
     @property
+    def inside(self) -> tuple["Objective", ...]:
+        "The objectives that this one stands around"
+        return ()
+
+    @property
     def name(self) -> str:
         "The method's name, as the papers' tables print it"
         return type(self).__name__
@@ -133,6 +142,11 @@ class Around(Objective):
     "An objective with a task loss inside"
     task: Objective = field(default_factory=NLL)  # the loss on the labels
 
+    @property
+    def inside(self) -> tuple[Objective, ...]:
+        "The task loss"
+        return (self.task,)
+
     def views(self, batch: Batch, generator: torch.Generator) -> Batch:
         "The task's view of the batch"
         return self.task.views(batch, generator)
@@ -142,7 +156,7 @@ def layers(
     objective: Objective,
 ) -> list[Objective]:  # the outermost first
     "An objective and those inside it"
-    return [objective, *(layers(objective.task) if isinstance(objective, Around) else [])]
+    return [objective, *(layer for inner in objective.inside for layer in layers(inner))]
 
 # %% ../nbs/lib/08_objectives.ipynb #9b8f873c
 def wants(
@@ -172,6 +186,38 @@ def memory(
     names = [name for name, _ in owned]
     require(len(set(names)) == len(names), f"{', '.join(names)}: what keeps a memory stands in an objective only once")
     return nn.ModuleDict(owned)
+
+# %% ../nbs/lib/08_objectives.ipynb #f62317b3
+@dataclass(frozen=True)
+class Switch(Objective):
+    "One objective, and from an epoch on another one"
+    first: Objective = field(default_factory=NLL)  # what training begins with
+    then: Objective = field(default_factory=NLL)   # what it ends with
+    at: float = 0.0    # epochs that are done when the second begins to count, fractions allowed
+    over: float = 0.0  # epochs in which its weight grows linearly from 0 to 1; 0: at once
+
+    def __post_init__(self) -> None:
+        require(self.at >= 0 and self.over >= 0,
+                f"Switch: at and over are epochs, not negative, got {self.at} and {self.over}")
+
+    @property
+    def inside(self) -> tuple[Objective, ...]:
+        "Both objectives"
+        return self.first, self.then
+
+    def share(self, batch: Batch) -> float:  # from 0 to 1
+        "The weight of the second objective in this step"
+        past = batch.step * batch.epochs / batch.steps - self.at
+        return min(1.0, max(0.0, past / self.over)) if self.over else float(past >= 0)
+
+    def views(self, batch: Batch, generator: torch.Generator) -> Batch:
+        "The first objective's view of the batch, or the second's as soon as it counts"
+        return self.inside[self.share(batch) > 0].views(batch, generator)
+
+    def loss(self, seen: Seen) -> Tensor:
+        "Both losses by their weights; what has weight 0 is not computed"
+        share = self.share(seen.batch)
+        return sum(w * o.loss(seen) for w, o in zip((1 - share, share), self.inside) if w)
 
 # %% ../nbs/lib/08_objectives.ipynb #c8633ded
 document(__name__)

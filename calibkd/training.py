@@ -20,7 +20,7 @@ from .building import build, load_foreign, load_initial
 from .checkpoints import read_note, resume, write_checkpoint
 from .data.splits import Loaded
 from .inference import ask, feature_shapes, fixed_threads, keep_memory, logits_of, precision, Teacher
-from .objectives import Batch, layers, memory, Objective, Output, Seen, Setting, wants
+from .objectives import Batch, layers, memory, NLL, Objective, Output, Seen, Setting, wants
 from .places import device
 from .runs import learning_rate, Recipe, Run, Weights
 from .words import require
@@ -79,7 +79,9 @@ class Member:
         if wants(self.run.objective, "features"):
             x = as_input(data.normalise(data.train.x[:2].to(self.where)), self.kind)
             shapes = [feature_shapes(n, x) for n in (self.net, teacher and teacher.net)]
-        return Setting(data.num_classes, len(data.train.labels), *shapes, data.train.labels, self.run.seed)
+        plain = replace(self.run, objective=NLL(), teacher=None, init=None)
+        another = lambda seed: build(replace(plain, seed=seed), data)
+        return Setting(data.num_classes, len(data.train.labels), *shapes, data.train.labels, self.run.seed, another)
 
     def step(self, batch: Batch, lr: float, draw: torch.Generator, teacher: Teacher | None) -> Tensor:
         "One step of the optimiser; returns the loss, still on its device"

@@ -23,7 +23,7 @@ import calibkd
 from calibkd import augment, diagnostics, metrics, places
 from calibkd.calibrators import MDCA, CutMix, MixUp
 from calibkd.data import Dataset, Loaded, Split
-from calibkd.distillers import KD, Distiller
+from calibkd.distillers import FT, KD, Distiller, Paraphrase
 from calibkd.inference import Teacher, logits_of
 from calibkd.networks.core import EXAMPLES, names, network
 from calibkd.objectives import NLL, Around, Objective, Seen, wants
@@ -99,8 +99,9 @@ def trained(run: Run = TEACHER) -> nn.Module:
 def with_objective(gpu, objective: Objective, recipe: Recipe = SHORT) -> dict:
     "A short training"
     taught, data = wants(objective, "teacher"), TEXTURES.load()
-    run = Run(TEXTURES, "resnet8", objective, recipe, teacher=TEACHER if taught else None)
-    return alike(gpu, run, data, trained() if taught else None)
+    teacher = replace(TEACHER, objective=Paraphrase()) if isinstance(objective, FT) else TEACHER
+    run = Run(TEXTURES, "resnet8", objective, recipe, teacher=teacher if taught else None)
+    return alike(gpu, run, data, trained(teacher) if taught else None)
 
 
 def with_network(gpu, name: str) -> dict:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'TAGS', 'NOT_EXHIBITS', 'tree_of', 'literal', 'making', 'Notebook', 'notebook_folder', 'exhibit_id',
-           'exhibits', 'at', 'in_order', 'links_to', 'chapters']
+           'exhibits', 'notebooks_at', 'in_order', 'links_to', 'chapters']
 
 # %% ../../nbs/lib/65_exhibits_catalogue.ipynb #5721110e
 import ast
@@ -187,7 +187,7 @@ def exhibits(
     return [known[name] for name in sorted(known, key=in_order)]
 
 
-def at(
+def notebooks_at(
     path: Path,        # of a notebook, anywhere
 ) -> list[Notebook]:   # ValueError if it makes none
     "The exhibits that a file makes: those of the catalogue, or, for a file from elsewhere, by the names it gives them"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'EXAMPLES', 'APART', 'HEADS', 'Network', 'global_pool', 'start', 'named', 'names', 'constructor',
-           'network', 'takes_features', 'fold', 'is_classifier', 'classifier_of', 'penultimate']
+           'network', 'takes_features', 'fold', 'is_classifier', 'classifier_of', 'penultimate', 'renamed']
 
 # %% ../../nbs/lib/20_networks_core.ipynb #dbcff16d
 import copy
@@ -24,6 +24,7 @@ from ..words import document
 class Network(nn.Module):
     "A classifier made of a `body` that returns its features and a `linear` head on the pooled one"
     precision = "bf16"  # the faster precision on a CPU, "bf16" or "fp32"
+    theirs: tuple[tuple[str, str], ...] = ()  # pattern in the weights' names of official code, and the words here
 
     def body(
         self,
@@ -109,7 +110,8 @@ def _can_be_built(name: str) -> bool:
 def _unknown(name: str) -> ValueError:
     "The error for a name that nobody answers to, with a suggestion"
     lower = name.lower()
-    apart = {f"torchvision:{lower}": "ImageNet's", lower: "CIFAR's, of depth 6n+2"}
+    apart = {f"torchvision:{lower}": "ImageNet's", lower: "CIFAR's, of depth 6n+2",
+             lower.replace("resnet", "ResNet"): "of four stages, for 32 and 64 pixels"}
     near = [n for n in apart if re.fullmatch(APART, lower) and n != name and _can_be_built(n)]
     meant = [f"{n} ({apart[n]})" for n in near]
     if meant:
@@ -256,6 +258,22 @@ def penultimate(
     linear = nn.Linear(layer.in_channels, layer.out_channels, layer.bias is not None, device="meta")
     linear.weight, linear.bias = nn.Parameter(layer.weight.detach().flatten(1)), layer.bias
     return linear
+
+# %% ../../nbs/lib/20_networks_core.ipynb #c07d9e41
+def _here(net: nn.Module, name: str) -> str:
+    "The name of a weight in `net`, from the name in official code"
+    for pattern, ours in getattr(net, "theirs", ()):
+        name = re.sub(pattern, ours, name)
+    return name
+
+
+def renamed(
+    net: nn.Module,  # that is to load them
+    state: dict[str, Tensor],  # by name here, or by name in the official code of the network
+) -> dict[str, Tensor]:  # the same tensors; a name that nobody knows stays
+    "Weights under the names that `net` gives them"
+    own = net.state_dict().keys()
+    return {name if name in own else _here(net, name): t for name, t in state.items()}
 
 # %% ../../nbs/lib/20_networks_core.ipynb #820503dc
 document(__name__)

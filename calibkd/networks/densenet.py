@@ -20,8 +20,10 @@ class DenseLayer(nn.Module):
         self,
         c_in: int,
         growth: int = 32,  # channels to append
+        before: bool = False,  # the new channels first
     ):
         super().__init__()
+        self.before = before
         self.bn1, self.conv1 = nn.BatchNorm2d(c_in), nn.Conv2d(c_in, 4 * growth, 1, bias=False)
         self.bn2, self.conv2 = nn.BatchNorm2d(4 * growth), nn.Conv2d(4 * growth, growth, 3, 1, 1, bias=False)
 
@@ -31,7 +33,8 @@ class DenseLayer(nn.Module):
     ) -> Tensor:  # (B, c_in + growth, H, W), not activated
         "The input and what is new"
         inner = self.conv1(F.relu(self.bn1(x)))
-        return torch.cat([x, self.conv2(F.relu(self.bn2(inner)))], 1)
+        new = self.conv2(F.relu(self.bn2(inner)))
+        return torch.cat([new, x] if self.before else [x, new], 1)
 
 # %% ../../nbs/lib/26_networks_densenet.ipynb #ccac6594
 class Transition(nn.Module):
@@ -55,13 +58,16 @@ class Transition(nn.Module):
 BLOCKS = {121: (6, 12, 24, 16)}  # depth -> layers of each block
 
 
-@named(r"DenseNet-(121)", "DenseNet-121")
+@named(r"DenseNet-(121)(?:-(KUA))?", "DenseNet-121", "DenseNet-121-KUA")
 class DenseNet(Network):
     "DenseNet-BC for small images: bottlenecks of 4 times the growth, reduction 1/2"
+    theirs = tuple((rf"^{part}{i + 1}\.", f"{ours}.{i}.") for i in range(4)
+                   for part, ours in (("dense", "blocks"), ("trans", "transitions")))  # kuangliu's
 
     def __init__(
         self,
         depth: int = 121,
+        order: str | None = None,  # of a layer's channels: "KUA" the new ones first, None the new ones last
         num_classes: int = 10,
         in_channels: int = 3,
         growth: int = 32,
@@ -74,7 +80,7 @@ class DenseNet(Network):
             if i:
                 self.transitions.append(Transition(c))
                 c //= 2
-            self.blocks.append(nn.Sequential(*(DenseLayer(c + j * growth, growth) for j in range(n))))
+            self.blocks.append(nn.Sequential(*(DenseLayer(c + j * growth, growth, bool(order)) for j in range(n))))
             c += n * growth
         self.bn, self.linear = nn.BatchNorm2d(c), nn.Linear(c, num_classes)
 

@@ -47,11 +47,17 @@ class InvertedResidual(nn.Module):
 # %% ../../nbs/lib/24_networks_mobilenet.ipynb #57414c84
 BOTTLENECKS = (  # t, width, repeats
     (1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+_PLACES = [(i, j) for i, (_, _, n) in enumerate(BOTTLENECKS) for j in range(n)]  # stage and block
+_PARTS = (0, "conv1"), (1, "bn1"), (3, "conv2"), (4, "bn2"), (6, "conv3"), (7, "bn3")
 
 
 class MobileNetV2(Network):
     "MobileNetV2 of any variant: see the names below"
     precision = "fp32"  # depthwise convolutions are slower in bf16 on a CPU
+    theirs = (  # RepDistiller's, and kuangliu's flat list of blocks
+        (r"^conv(\d)\.0\.", r"conv\1."), (r"^conv(\d)\.1\.", r"bn\1."), (r"^blocks\.", "stages."),
+        *((rf"\.conv\.{i}\.", f".{part}.") for i, part in _PARTS), (r"^classifier\.0\.", "linear."),
+        *((rf"^layers\.{k}\.", f"stages.{i}.{j}.") for k, (i, j) in enumerate(_PLACES)))
 
     def __init__(
         self,

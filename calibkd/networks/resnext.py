@@ -8,8 +8,8 @@ __all__ = ['GroupedBottleneck', 'ResNeXt', 'stem', 'resnext18', 'cifar_resnext']
 # %% ../../nbs/lib/25_networks_resnext.ipynb #374d75cf
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .core import global_pool, named, Network, start
-from .resnet import shortcut
+from .core import named, Network, start
+from .resnet import shortcut, staged
 from ..words import document
 
 # %% ../../nbs/lib/25_networks_resnext.ipynb #d001f069
@@ -67,15 +67,7 @@ class ResNeXt(Network):
         x: Tensor,  # (B, C, H, W)
     ) -> dict:  # stem (as the first stage takes it), maps, preact, pooled
         "Stem, stages, pooling"
-        x = stem = self.stem(x)
-        maps, preact = [], []
-        for stage in self.stages:
-            for block in stage:
-                pre = block(x)
-                x = F.relu(pre)
-            maps.append(x)
-            preact.append(pre)
-        return dict(stem=stem, maps=maps, preact=preact, pooled=global_pool(x))
+        return staged(self.stem(x), self.stages)
 
 # %% ../../nbs/lib/25_networks_resnext.ipynb #c4319980
 def stem(

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calibkd.exhibits import at, cost, everything_saved, exhibits, Extension, plan, read_table, rejudged, Rejudged, saved, Standing, standing
+from calibkd.exhibits import cost, everything_saved, exhibits, Extension, notebooks_at, plan, read_table, rejudged, Rejudged, saved, Standing, standing
 from calibkd.exhibits.again import difference
 from calibkd.exhibits.decide import half_width, prospect
 from calibkd.exhibits.exhibit import comma_separated
@@ -65,7 +65,7 @@ def book(folder, claims=CLAIMS, make=MAKE):
     kinds = [(HEAD, ["parameters"]), (make, []), (TABLES, []), (claims, ["claims"]), (SAVE, [])]
     cells = [dict(cell_type="code", metadata={"tags": tags}, source=s, outputs=[], execution_count=None) for s, tags in kinds]
     (folder / "mine.ipynb").write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=4)))
-    return {b.name: b for b in at(folder / "mine.ipynb")}
+    return {b.name: b for b in notebooks_at(folder / "mine.ipynb")}
 
 
 def run(made, **given):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import panels
 from calibkd import exhibits, places
-from calibkd.exhibits import at, exhibits as listed, Notebook
+from calibkd.exhibits import exhibits as listed, Notebook, notebooks_at
 from calibkd.exhibits.catalogue import literal
 from calibkd.places import results_root
 from small_exhibit import notebook
@@ -53,11 +53,11 @@ def test_panels_are_listed_and_what_only_speaks_of_exhibits_is_not(nbs):
 
 def test_a_file_from_elsewhere_goes_by_its_own_names(nbs, tmp_path):
     mine = Path(shutil.copy(nbs / "more/scatter.ipynb", tmp_path / "mine.ipynb"))
-    assert [(b.name, b.path) for b in at(mine)] == [("more_a", mine), ("more_b", mine)]
-    assert [b.path for b in at(nbs / "more" / "scatter.ipynb")] == [nbs / "more/scatter.ipynb"] * 2
-    with pytest.raises(ValueError, match="makes no exhibit"): at(nbs / "notes.ipynb")
+    assert [(b.name, b.path) for b in notebooks_at(mine)] == [("more_a", mine), ("more_b", mine)]
+    assert [b.path for b in notebooks_at(nbs / "more" / "scatter.ipynb")] == [nbs / "more/scatter.ipynb"] * 2
+    with pytest.raises(ValueError, match="makes no exhibit"): notebooks_at(nbs / "notes.ipynb")
     (tmp_path / "text.ipynb").write_text("no json")
-    with pytest.raises(ValueError, match="text.ipynb is no notebook"): at(tmp_path / "text.ipynb")
+    with pytest.raises(ValueError, match="text.ipynb is no notebook"): notebooks_at(tmp_path / "text.ipynb")
 
 
 def test_where_results_and_notebooks_are(tmp_path, monkeypatch):

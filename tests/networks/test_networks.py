@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from calibkd.networks.core import EXAMPLES, FAMILIES, constructor, fold, named, names, network, penultimate
+from calibkd.networks.core import EXAMPLES, constructor, fold, named, names, network, penultimate
 from calibkd.networks.foreign import Foreign, adopt, fingerprint
 
 # weights for 10, 100 and 200 classes: the official implementations, instantiated
@@ -29,7 +29,14 @@ COUNTS = {
     "MobileNetV2-0.5": (697_546, 812_836, 940_936), "MobileNetV2-1.0": (2_237_770, 2_353_060, 2_481_160),
     "MobileNetV2-TFKD": (2_254_090, 2_369_380), "MobileNetV2-KUA": (2_296_922, 2_412_212),
     "ResNeXt-18x4": (25_466_698, 25_651_108), "ResNeXt-18x4-cifar": (25_459_018, 25_643_428), "ResNeXt-29-8x64": (None, 34_518_948),
-    "DenseNet-121": (6_956_298, 7_048_548, 7_151_048), "ConvNet2": (13_082, 215_172),
+    "DenseNet-121": (6_956_298, 7_048_548, 7_151_048), "DenseNet-121-KUA": (6_956_298, 7_048_548, 7_151_048), "ConvNet2": (13_082, 215_172),
+    "VGG8": (3_918_858, 3_965_028, 4_016_328), "VGG11": (9_231_114, 9_277_284, 9_328_584), "VGG13": (9_416_010, 9_462_180, 9_513_480),
+    "ShuffleNetV1": (862_768, 949_258, 1_045_358), "ShuffleNetV2": (1_263_278, 1_355_528, 1_458_028),
+    "ResNet18": (11_173_962, 11_220_132, 11_271_432), "ResNet34": (21_282_122, 21_328_292, 21_379_592),
+    "ResNet50": (23_520_842, 23_705_252, 23_910_152), "ResNet101": (42_512_970, 42_697_380, 42_902_280),
+    "PreActResNet18": (11_171_146, 11_217_316, 11_268_616), "PreActResNet50": (23_509_066, 23_693_476, 23_898_376),
+    "PreActResNet101": (42_501_194, 42_685_604, 42_890_504),
+    "PreActResNet18-PSKD": (11_171_274, 11_217_444, 11_268_744), "PreActResNet101-PSKD": (42_512_970, 42_697_380, 42_902_280),
 }
 PUBLISHED = {"resnet20-A": ("resnet20-12fca82f.th", .810), "resnet56-A": ("resnet56-4bfd9763.th", .832)}  # file, top-1 on the JPEG test set
 
@@ -55,10 +62,19 @@ SHAPES = {  # at 32x32: stem, maps, pooled
     "ResNeXt-29-8x64": ((64, 32), [(256, 32), (512, 16), (1024, 8)], 1024),
     "DenseNet-121": ((64, 32), [(256, 32), (512, 16), (1024, 8), (1024, 4)], 1024),
     "ConvNet2": ((16, 32), [(16, 32), (16, 16)], 1024),
+    "VGG8": ((64, 32), [(128, 16), (256, 8), (512, 4), (512, 4)], 512),
+    "ShuffleNetV1": ((24, 32), [(240, 16), (480, 8), (960, 4)], 960),
+    "ShuffleNetV2": ((24, 32), [(116, 16), (232, 8), (464, 4)], 1024),
+    "ResNet18": ((64, 32), [(64, 32), (128, 16), (256, 8), (512, 4)], 512),
+    "ResNet50": ((64, 32), [(256, 32), (512, 16), (1024, 8), (2048, 4)], 2048),
+    "PreActResNet18": ((64, 32), [(64, 32), (128, 16), (256, 8), (512, 4)], 512),
+    "PreActResNet50": ((64, 32), [(256, 32), (512, 16), (1024, 8), (2048, 4)], 2048),
+    "PreActResNet18-PSKD": ((64, 32), [(64, 32), (128, 16), (256, 8), (512, 4)], 512),
 }
 # how a network whose last map is not averaged as it is comes from it to its pooled vector
 LAST = {"WRN": lambda net, f: f["preact"][-1].relu().mean((2, 3)), "DenseNet": lambda net, f: f["preact"][-1].relu().mean((2, 3)),
         "MobileNetV2": lambda net, f: net.act(net.bn2(net.conv2(f["maps"][-1]))).mean((2, 3)),
+        "ShuffleNetV2": lambda net, f: net.bn2(net.conv2(f["maps"][-1])).relu().mean((2, 3)),
         "ConvNet2": lambda net, f: F.max_pool2d(f["maps"][-1], 2).flatten(1)}
 FIRST = [e[0] for e in EXAMPLES.values() if e and not e[0].startswith("RoBERTa")] if names() else []  # one of every family of images, new ones too
 
@@ -112,7 +128,8 @@ def test_fold_keeps_logits_and_features(name):
     for want, got in [(a, net(x)), (a, b), (a, folded(x)), (f["pooled"], h["pooled"]), *zip(f["preact"], h["preact"]), *zip(f["maps"], h["maps"])]:
         torch.testing.assert_close(got, want, atol=1e-5 * want.abs().max().item(), rtol=1e-4)
     left = sum(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
-    stay = {"WRN-16-1": 7, "WRN-16-2": 7, "DenseNet-121": 58 + 3 + 1}  # pre-activation: where a BatchNorm reads a sum or a concatenation
+    stay = {"WRN-16-1": 7, "WRN-16-2": 7, "DenseNet-121": 58 + 3 + 1,
+            "PreActResNet18": 8, "PreActResNet18-PSKD": 8}  # pre-activation: where a BatchNorm reads a sum or a concatenation
     assert left == stay.get(name, 0)
     assert not any(p.requires_grad for p in folded.parameters()) and not folded.training
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items()) and all(p.requires_grad for p in net.parameters())
@@ -139,8 +156,9 @@ def test_names_seeds_and_aliases():
     ("wrn40-2", "did you mean WRN-40-2"), ("zzz", "known are"), ("MobileNetV2", "'MobileNetV2-TFKD' (KD(C)'s)"),
     ("mobilenetv2", "MobileNetV2-0.5"), ("MobileNetV2-0.75", "did you mean MobileNetV2-0.5"), ("ResNeXt-30-8x64", "9n+2"),
     ("ResNeXt-29-0x64", "at least 1"), ("ResNeXt-18", "did you mean ResNeXt-18x4"), ("DenseNet121", "did you mean DenseNet-121"),
-    ("ResNet50", "did you mean torchvision:resnet50 (ImageNet's) or resnet50 (CIFAR's"), ("RESNET110", "did you mean resnet110 (CIFAR's"),
-    ("ResNet18", "did you mean torchvision:resnet18 (ImageNet's)?"), ("resnet18", "torchvision:resnet18"), ("ResNet51", "There is no network"),
+    ("RESNET50", "did you mean torchvision:resnet50 (ImageNet's) or resnet50 (CIFAR's, of depth 6n+2) or ResNet50 (of four stages"),
+    ("RESNET110", "did you mean resnet110 (CIFAR's"), ("Resnet18", "did you mean torchvision:resnet18 (ImageNet's) or ResNet18 (of four stages"),
+    ("ResNet56", "did you mean resnet56 (CIFAR's"), ("resnet18", "ResNet18"), ("ResNet51", "There is no network"), ("VGG12", "did you mean VGG"),
     ("torchvision:resnet19", "did you mean"), ("convnet3", "did you mean ConvNet2"),
 ])
 def test_unknown_names_are_refused_with_a_hint(name, words):
@@ -149,13 +167,11 @@ def test_unknown_names_are_refused_with_a_hint(name, words):
     assert words in str(error.value) and name.lower().removeprefix("torchvision:") in str(error.value).lower()
 
 
-def test_a_family_that_is_spelled_so_is_found():
-    FAMILIES[r"ResNet(50)"] = lambda depth, num_classes, in_channels: nn.Linear(depth, num_classes)
-    try:
-        assert network("ResNet50").in_features == 50 and constructor("ResNet50") is FAMILIES[r"ResNet(50)"]
-        assert constructor("wrn-40-2") is constructor("WRN-40-2") and sum(p.numel() for p in network("resnet50").parameters()) == 758_554
-        with pytest.raises(ValueError, match="There is no network named 'Resnet50'"): network("Resnet50")
-    finally: del FAMILIES[r"ResNet(50)"]
+def test_capitals_tell_networks_apart():
+    with torch.device("meta"):
+        assert constructor("ResNet50") is not constructor("resnet50") and constructor("wrn-40-2") is constructor("WRN-40-2")
+        assert [sum(p.numel() for p in network(name).parameters()) for name in ("ResNet50", "resnet50")] == [23_520_842, 758_554]
+        assert constructor("vgg8") is constructor("VGG8-BN") and constructor("shufflev1") is constructor("ShuffleNetV1")
 
 
 def test_an_example_must_match_its_own_pattern():
