@@ -64,7 +64,7 @@ TABLE = {
     "a name as teacher": (lambda d: Run(DIGITS, "resnet8", KD(), teacher="resnet56"), ValueError, "teacher must be a Run"),
     "a path as start": (lambda d: Run(DIGITS, "resnet8", init="net.pth"), ValueError, "init must be a Run or Weights"),
     "beyond the end": (lambda d: Run(DIGITS, "resnet8", recipe=ONE).at(2), ValueError, "stop must lie in 0…1"),
-    "ImageNet's spelling": (lambda d: Run(DIGITS, "ResNet50"), ValueError, "torchvision:resnet50 .* or resnet50 .CIFAR's"),
+    "ImageNet's spelling": (lambda d: Run(DIGITS, "Resnet50"), ValueError, "torchvision:resnet50 .* or resnet50 .CIFAR's"),
     "unknown precision": (lambda d: Recipe(precision="fp16"), ValueError, "fp32"),
     "unknown augmentation": (lambda d: train([Run(DIGITS, "resnet8", recipe=replace(ONE, augment="crops"))], workers=1), ValueError, "crop"),
     "T = 0": (lambda d: KD(T=0), ValueError, "T must be positive, got 0"),
