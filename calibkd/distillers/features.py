@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
-from .logits import Distiller
+from .logits import Added
 from ..objectives import Objective, Seen, Setting
 from ..words import document, require
 
@@ -72,11 +72,10 @@ def alike(
 
 # %% ../../nbs/lib/32_distillers_features.ipynb #8a8e06a5
 @dataclass(frozen=True, kw_only=True)
-class OnMaps(Distiller):
+class OnMaps(Added):
     "A term on pairs of feature maps, one of the student's and one of the teacher's each"
     wants_features: ClassVar[bool] = True
     which: ClassVar[str] = "maps"  # or "preact", as they are before the last ReLU
-    gamma: float | None = 1.0      # weight of the task loss
     levels: tuple[tuple[int, int], ...] | str | None = None  # pairs of places; "zip"; None: as many on both sides
 
     def __post_init__(self) -> None:
@@ -112,6 +111,14 @@ class OnMaps(Distiller):
         pairs = self.pairs(seen.student.features, seen.teacher.features)
         owned = seen.state[self.name] if seen.state and self.name in seen.state else [None] * len(pairs)
         return ((s, t, own) for (s, t), own in zip(pairs, owned))
+
+    def term(self, student: Tensor, teacher: Tensor, own: nn.Module | None) -> Tensor:
+        "The term of one pair of maps and its module"
+        raise NotImplementedError(f"{self.name} defines no term of a pair")
+
+    def distil(self, seen: Seen) -> Tensor:
+        "The terms, summed over the pairs"
+        return sum(self.term(*pair) for pair in self.compared(seen))
 
 # %% ../../nbs/lib/32_distillers_features.ipynb #1b64335a
 def hint(
@@ -150,9 +157,9 @@ class FitNet(OnMaps):
         "A regressor"
         return regressor(student, teacher)
 
-    def distil(self, seen: Seen) -> Tensor:
-        "The hints, summed over the pairs"
-        return sum(hint(regress(s), t) for s, t, regress in self.compared(seen))
+    def term(self, student: Tensor, teacher: Tensor, own: nn.Module) -> Tensor:
+        "The hint"
+        return hint(own(student), teacher)
 
 # %% ../../nbs/lib/32_distillers_features.ipynb #c8be7461
 def attention(
@@ -176,9 +183,9 @@ class AT(OnMaps):
     "Attention transfer on all maps (Zagoruyko and Komodakis 2017)"
     alpha: float = 1000.0  # weight of the sum over the maps
 
-    def distil(self, seen: Seen) -> Tensor:
-        "The differences, summed over the pairs"
-        return sum(at(s, t) for s, t, _ in self.compared(seen))
+    def term(self, student: Tensor, teacher: Tensor, own: None) -> Tensor:
+        "The difference of the attentions"
+        return at(student, teacher)
 
 # %% ../../nbs/lib/32_distillers_features.ipynb #d22595b8
 def vid(
@@ -229,10 +236,10 @@ class VID(OnMaps):
         "Mean and variance of the teacher's map given the student's"
         return GaussianRegressor(student[0], teacher[0], self.variance)
 
-    def distil(self, seen: Seen) -> Tensor:
-        "The likelihoods, summed over the pairs"
-        pairs = ((*alike(s, t), predict) for s, t, predict in self.compared(seen))
-        return sum(vid(*predict(s), t) for s, t, predict in pairs)
+    def term(self, student: Tensor, teacher: Tensor, own: nn.Module) -> Tensor:
+        "The likelihood"
+        student, teacher = alike(student, teacher)
+        return vid(*own(student), teacher)
 
 # %% ../../nbs/lib/32_distillers_features.ipynb #68571177
 def _squares(a: Tensor, b: Tensor) -> Tensor:
@@ -258,9 +265,9 @@ class NST(OnMaps):
     "Neuron selectivity transfer on all maps (Huang and Wang 2017)"
     alpha: float = 50.0  # weight of the sum over the maps
 
-    def distil(self, seen: Seen) -> Tensor:
-        "The discrepancies, summed over the pairs"
-        return sum(nst(s, t) for s, t, _ in self.compared(seen))
+    def term(self, student: Tensor, teacher: Tensor, own: None) -> Tensor:
+        "The discrepancy"
+        return nst(student, teacher)
 
 # %% ../../nbs/lib/32_distillers_features.ipynb #c2c3ddea
 def review(
@@ -398,8 +405,12 @@ class AB(OnMaps):
 
     def distil(self, seen: Seen) -> Tensor:
         "The hinges, summed over the pairs, the last with weight 1 and each before with half of the next one's"
-        terms = [ab(connect(s), t, self.margin) for s, t, connect in self.compared(seen)]
+        terms = [self.term(*pair) for pair in self.compared(seen)]
         return sum(term / 2 ** i for i, term in enumerate(reversed(terms)))
+
+    def term(self, student: Tensor, teacher: Tensor, own: nn.Module) -> Tensor:
+        "The hinge"
+        return ab(own(student), teacher, self.margin)
 
     def loss(self, seen: Seen) -> Tensor:
         "As of any distiller; alone, the term gives the classifier no gradient, so that it does not decay"
@@ -480,11 +491,10 @@ class Paraphrase(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FT(Distiller):
+class FT(Added):
     "Factor transfer from a paraphrased teacher (Kim et al. 2018)"
     wants_features: ClassVar[bool] = True
     alpha: float = 200.0       # weight of the term
-    gamma: float | None = 1.0  # weight of the task loss
 
     def state(self, setting: Setting) -> nn.Module:
         "The translator"

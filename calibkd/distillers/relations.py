@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
-from .logits import Distiller
+from .logits import Added
 from ..objectives import Seen, Setting
 from ..words import document, require
 
@@ -49,11 +49,10 @@ def sp(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SP(Distiller):
+class SP(Added):
     "Similarity-preserving distillation (Tung and Mori 2019)"
     wants_features: ClassVar[bool] = True
     alpha: float = 3000.0      # weight of the distillation term
-    gamma: float | None = 1.0  # weight of the task loss; None: 1 - alpha
 
     def distil(self, seen: Seen) -> Tensor:
         "Of the last maps"
@@ -81,11 +80,10 @@ def pkt(
 
 
 @dataclass(frozen=True, kw_only=True)
-class PKT(Distiller):
+class PKT(Added):
     "Probabilistic knowledge transfer (Passalis and Tefas 2018)"
     wants_features: ClassVar[bool] = True
     alpha: float = 30000.0     # weight of the distillation term
-    gamma: float | None = 1.0  # weight of the task loss; None: 1 - alpha
 
     def distil(self, seen: Seen) -> Tensor:
         "Of the pooled features"
@@ -153,11 +151,10 @@ def rkd(
 
 
 @dataclass(frozen=True, kw_only=True)
-class RKD(Distiller):
+class RKD(Added):
     "Relational distillation of distances and angles (Park et al. 2019)"
     wants_features: ClassVar[bool] = True
     alpha: float = 1.0         # weight of the distillation term
-    gamma: float | None = 1.0  # weight of the task loss; None: 1 - alpha
     distance: float = 25.0     # weight of the distances in the term
     angle: float = 50.0        # weight of the angles in the term
 
@@ -185,11 +182,10 @@ def cc(
 
 
 @dataclass(frozen=True, kw_only=True)
-class CC(Distiller):
+class CC(Added):
     "Correlation congruence (Peng et al. 2019, as in RepDistiller)"
     wants_features: ClassVar[bool] = True
     alpha: float = 0.02        # weight of the distillation term
-    gamma: float | None = 1.0  # weight of the task loss; None: 1 - alpha
     dims: int = 128            # of the embeddings
 
     def __post_init__(self) -> None:

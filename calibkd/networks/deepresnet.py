@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from .core import global_pool, named, Network, start
 from .resnet import BasicBlock, staged
 from .resnext import GroupedBottleneck
-from .wrn import preactivated, PreActBlock
+from .wrn import preactivated, PreActivated, PreActBlock
 from ..words import document
 
 # %% ../../nbs/lib/25a_networks_deepresnet.ipynb #462e4c5e
@@ -60,8 +60,8 @@ class DeepResNet(Network):
         return staged(stem, (self.layer1, self.layer2, self.layer3, self.layer4))
 
 # %% ../../nbs/lib/25a_networks_deepresnet.ipynb #a108f266
-class PreActBottleneck(nn.Module):
-    "BatchNorm, ReLU, convolution, three times (1×1, 3×3, 1×1); the shortcut is the identity or a 1×1 convolution"
+class PreActBottleneck(PreActivated):
+    "BatchNorm, ReLU, convolution, three times (1×1, 3×3, 1×1)"
 
     def __init__(
         self,
@@ -74,18 +74,15 @@ class PreActBottleneck(nn.Module):
         self.bn1, self.conv1 = nn.BatchNorm2d(c_in), nn.Conv2d(c_in, mid, 1, bias=False)
         self.bn2, self.conv2 = nn.BatchNorm2d(mid), nn.Conv2d(mid, mid, 3, stride, 1, bias=False)
         self.bn3, self.conv3 = nn.BatchNorm2d(mid), nn.Conv2d(mid, c_out, 1, bias=False)
-        same = c_in == c_out and stride == 1
-        self.shortcut = None if same else nn.Conv2d(c_in, c_out, 1, stride, bias=False)
+        self.shortcut = self.bypass(c_in, c_out, stride)
 
-    def forward(
+    def inner(
         self,
-        x: Tensor,  # (B, c_in, H, W)
-        pre: Tensor,  # bn1(x)
+        active: Tensor,  # (B, c_in, H, W)
     ) -> Tensor:  # (B, c_out, ceil(H / stride), ceil(W / stride))
-        "The sum, not activated"
-        active = F.relu(pre)
-        inner = self.conv2(F.relu(self.bn2(self.conv1(active))))
-        return self.conv3(F.relu(self.bn3(inner))) + (x if self.shortcut is None else self.shortcut(active))
+        "The three convolutions"
+        wide = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        return self.conv3(F.relu(self.bn3(wide)))
 
 # %% ../../nbs/lib/25a_networks_deepresnet.ipynb #de96ab62
 @named(r"PreActResNet-?(18|34|50|101)", "PreActResNet18", "PreActResNet34", "PreActResNet50", "PreActResNet101")

@@ -197,7 +197,8 @@ def tick(
     value: Any,  # a level: a number or a name
 ) -> str:
     "A level as an axis has it"
-    return f"{value:.4g}" if is_number(value) else str(value)
+    if not is_number(value): return str(value)
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"  # 20000, not 2e+04
 
 
 def level_text(
