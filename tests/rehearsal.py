@@ -24,6 +24,7 @@ from calibkd import augment, diagnostics, metrics, places
 from calibkd.calibrators import MDCA, CutMix, MixUp
 from calibkd.data import Dataset, Loaded, Split
 from calibkd.distillers import FT, KD, Distiller, Paraphrase
+from calibkd.distillers.features import OnMaps
 from calibkd.inference import Teacher, logits_of
 from calibkd.networks.core import EXAMPLES, names, network
 from calibkd.objectives import NLL, Around, Objective, Seen, wants
@@ -45,7 +46,9 @@ def objectives() -> list[type]:
     for module in pkgutil.walk_packages(calibkd.__path__, "calibkd."):
         if module.name.split(".")[1] in ("calibrators", "distillers"): importlib.import_module(module.name)
     below = lambda c: {s for k in c.__subclasses__() for s in (k, *below(k))}
-    abstract = lambda c: c is Around or issubclass(c, Distiller) and c.distil is Distiller.distil
+    unwritten = lambda c, base, method: issubclass(c, base) and getattr(c, method) is getattr(base, method)
+    abstract = lambda c: (c is Around or unwritten(c, Distiller, "distil")
+                          or unwritten(c, OnMaps, "distil") and unwritten(c, OnMaps, "term"))
     found = {c for c in below(Objective) if c.__module__.startswith("calibkd.") and not abstract(c)}
     return sorted(found, key=lambda c: c.__name__)
 
