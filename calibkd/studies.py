@@ -200,14 +200,15 @@ def way(
 
 def along(
     text: str,             # an arrow
-    p: SimpleNamespace,    # an exhibit's parameters, with `epochs` by network, and `back_Ts` and `back_alphas`
+    p: SimpleNamespace,    # an exhibit's parameters, with `epochs` by network; where it has Ts, `back_Ts`, …, too
 ) -> SimpleNamespace:      # the parameters of a study; ValueError where a network has no epochs
     "The parameters of one arrow: epochs belong to the network, the grid to the way, a data set may be its own"
     teacher, student = arrow(text)
     for net in (teacher, student):
         require(net in p.epochs, f"epochs has nothing for {net}: give each network's, such as {{'{net}': 10}}")
     back = way(teacher, student) != "down"
-    grid = dict(Ts=back and p.back_Ts or p.Ts, alphas=back and p.back_alphas or p.alphas)
+    axes = [name for name in ("Ts", "alphas") if hasattr(p, name)]
+    grid = {name: back and getattr(p, f"back_{name}") or getattr(p, name) for name in axes}
     own = dict(dataset=text.rpartition(": ")[0] or p.dataset, teacher=teacher, student=student,
                teacher_epochs=p.epochs[teacher], student_epochs=p.epochs[student])
     return SimpleNamespace(**vars(p) | own | grid)

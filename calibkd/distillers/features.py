@@ -346,6 +346,7 @@ class Review(nn.ModuleList):
 @dataclass(frozen=True, kw_only=True)
 class ReviewKD(OnMaps):
     "Knowledge review: the student's maps, fused from the deepest on, beside the teacher's (Chen et al. 2021)"
+    takes_weights: ClassVar[bool] = True
     alpha: float = 5.0  # weight of the sum over the levels; published: .6 to 8, by the pair of networks
     ramp: int = 20      # epochs over which the weight rises from 0; 0: none
 
@@ -368,11 +369,11 @@ class ReviewKD(OnMaps):
         "The share of the weight in this epoch"
         return min(1.0, seen.batch.epoch / self.ramp) if self.ramp else 1.0
 
-    def distil(self, seen: Seen, weights: Tensor | None = None) -> Tensor:
-        "The context losses, summed over the levels; the samples may have weights (B,)"
+    def distil(self, seen: Seen) -> Tensor:
+        "The context losses, summed over the levels"
         student, teacher = zip(*self.pairs(seen.student.features, seen.teacher.features))
         reviewed = seen.state[self.name](student)
-        return self.ramped(seen) * sum(review(s, t, weights) for s, t in zip(reviewed, teacher))
+        return self.ramped(seen) * sum(review(s, t, seen.weights) for s, t in zip(reviewed, teacher))
 
 # %% ../../nbs/lib/32_distillers_features.ipynb #58532117
 def ab(

@@ -155,6 +155,26 @@ def test_five_steps_are_the_official_ones(method):
     assert trained(method) == pytest.approx(OFFICIAL[method.name], rel=1e-9)
 
 
+def reviewed():
+    "ReviewKD after its ramp on four samples, and what it sees"
+    s, t = features(S, .7, pooled=wave(.2, 4, 14)), features(T, .9, pooled=wave(.4, 4, 9))
+    method = ReviewKD(ramp=0)
+    own = method.state(Setting(10, 20, {"maps": S, "preact": S, "pooled": (14,)}, {"maps": T, "preact": T, "pooled": (9,)}))
+    state = nn.ModuleDict({"ReviewKD": own}).double().eval()  # its statistics are those of the start
+    batch = Batch(torch.zeros(4, 1), torch.zeros(4).long(), torch.arange(4))
+    return method, Seen(Output(torch.zeros(4, 10), s), batch, Output(torch.zeros(4, 10), t), state)
+
+
+def test_reviewkd_takes_weights():
+    "Ones change no bit; a weight of 2 counts one sample twice"
+    method, seen = reviewed()
+    term = lambda *weights: method.distil(replace(seen, weights=torch.tensor(weights).double()))
+    assert torch.equal(term(1, 1, 1, 1), method.distil(seen)) and term(0, 0, 0, 0) == 0
+    torch.testing.assert_close(term(1, 2, 1, 1), term(1, 1, 1, 1) + term(0, 1, 0, 0))
+    alone = [term(*row) for row in torch.eye(4).tolist()]
+    assert len({round(a.item(), 9) for a in alone}) == 4 and sum(alone).item() == pytest.approx(term(1, 1, 1, 1).item())
+
+
 class Telling(nn.Module):
     "Made up: what it sees is its last map"
     def __init__(self):

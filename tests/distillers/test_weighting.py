@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from calibkd.calibrators import MixUp, PSKD
 from calibkd.checkpoints import read_note
 from calibkd.data import Dataset
-from calibkd.distillers import IPWD, KD, LA, WSLD, adjusted, ipwd_weights, kd, standardised, wsld, wsld_weights
+from calibkd.distillers import IPWD, KD, LA, WSLD, FitNet, ReviewKD, adjusted, ipwd_weights, kd, standardised, wsld, wsld_weights
 from calibkd.networks.core import network
 from calibkd.objectives import NLL, Batch, Output, Seen, Setting, memory, wants
 from calibkd.runs import Recipe, Run
@@ -92,7 +92,8 @@ DATA, RECIPE = Dataset("digits", train=200), Recipe(epochs=3, batch=64, precisio
 COACH = Run(DATA, "resnet14", recipe=RECIPE)
 VARIANTS = [IPWD(), IPWD(cls_from="network"), IPWD(kd_from="head", detach_kd=True, normalise=True),
             IPWD(weights="permuted", task=KD(T=2, alpha=.9, clean=True, task=MixUp())), IPWD(task=PSKD(), start_epoch=1),
-            LA(T=2.), IPWD(kd_from="head", task=LA(alpha=1.))]
+            LA(T=2.), IPWD(kd_from="head", task=LA(alpha=1.)), IPWD(task=ReviewKD(ramp=1)),
+            IPWD(weights="permuted", task=ReviewKD(ramp=0))]
 
 
 @cache
@@ -184,6 +185,38 @@ def test_the_past_of_ps_kd_is_weighed_and_its_labels_are_not():
     torch.testing.assert_close(objective.loss(seen), .6 * F.cross_entropy(seen.logits, seen.labels) + .4 * soft + F.cross_entropy(cls, seen.labels))
 
 
+def with_maps(objective):
+    "The same batch with maps, too, of a student and a teacher of one shape"
+    shapes, g = [(4, 6, 6), (6, 3, 3)], torch.Generator().manual_seed(6)
+    told = {"maps": shapes, "preact": shapes, "pooled": (6,)}
+    given = lambda: {k: [torch.randn(8, *shape, generator=g).double() for shape in shapes] for k in ("maps", "preact")}
+    both = [given() | {"pooled": torch.randn(8, 6, generator=g).double()} for _ in range(2)]
+    seen = of(NLL())
+    return replace(seen, student=Output(seen.logits, both[0]), teacher=Output(seen.teacher.logits, both[1]),
+                   state=memory(objective, Setting(5, 10, told, told, seed=1)).double().eval())
+
+
+def test_the_differences_of_maps_are_weighed_by_what_the_logits_say():
+    task = ReviewKD(ramp=0, alpha=3.)
+    objective = IPWD(task=task)
+    seen = with_maps(objective)
+    cls = seen.state["IPWD"]["cls"](seen.student.features["pooled"])
+    w = ipwd_weights(seen.logits, cls, seen.labels)
+    by_hand = lambda w: F.cross_entropy(seen.logits, seen.labels) + F.cross_entropy(cls, seen.labels) + 3 * task.distil(replace(seen, weights=w))
+    torch.testing.assert_close(objective.loss(seen), by_hand(w))
+    permuted = IPWD(task=task, weights="permuted")
+    loss, given = permuted.loss(seen), seen.state["IPWD"].latest
+    torch.testing.assert_close(loss, by_hand(given))
+    assert torch.equal(given.sort().values, w.sort().values) and loss != by_hand(w)
+
+
+def test_weights_of_a_review_are_kept_with_the_run():
+    for how in ("estimated", "permuted"):
+        member, = trained(IPWD(task=ReviewKD(ramp=1), weights=how), recipe=replace(RECIPE, epochs=2))
+        weights = member.kept["IPWD.weights@2"]
+        assert len(weights) == len(data().train) and weights.min() > 1 and weights.std() > 0
+
+
 def test_weights_are_estimated_on_the_images_that_the_term_sees():
     objective = IPWD(task=KD(alpha=1., clean=True, task=MixUp()))
     clean = of(objective)
@@ -195,7 +228,8 @@ def test_weights_are_estimated_on_the_images_that_the_term_sees():
     torch.testing.assert_close(objective.loss(mixed), wanted)
 
 
-@pytest.mark.parametrize("bad, words", [(dict(ratio="kd"), "kd_over_cls"), (dict(clip=(3, 1)), "clip"), (dict(task=NLL()), "takes no weights"),
+@pytest.mark.parametrize("bad, words", [(dict(ratio="kd"), "kd_over_cls"), (dict(clip=(3, 1)), "clip"), (dict(task=NLL()), "takes no weights"), (dict(task=FitNet()), "takes no weights"),
+    (dict(task=ReviewKD(), kd_from="head"), "distiller of logits"),
     (dict(task=PSKD(), kd_from="head"), "distiller of logits"), (dict(weights="permute"), "permuted"), (dict(start_epoch=-1), "start_epoch")])
 def test_what_ipwd_refuses(bad, words):
     with pytest.raises(ValueError, match=words): IPWD(**bad)
