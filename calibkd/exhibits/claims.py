@@ -29,11 +29,12 @@ class Statement:
     paper: str = ""               # what the paper prints
     rule: str = ""                # in words
     needs: tuple[str, ...] = ()   # premises
+    whose: str = ""               # a value of WHOSE, where the id does not say it
 
     @property
     def kind(self) -> str:
         "Whose it is: a value of WHOSE"
-        return WHOSE[pick("kind of claim", self.id[:1], WHOSE)]
+        return self.whose or WHOSE[pick("kind of claim", self.id[:1], WHOSE)]
 
 
 @cache
@@ -123,7 +124,7 @@ def after_premises(
     claims: Mapping[str, Claim],  # by id
 ) -> list[Claim]:
     "The claims, those undecided whose premise does not hold"
-    failed = {i for i, c in claims.items() if c.said.kind == "premise" and c.found.verdict == "does not hold"}
+    failed = {i for i, c in claims.items() if c.found.verdict == "does not hold"}
     return [without(c, failed & {*c.said.needs}) for c in claims.values()]
 
 
