@@ -174,11 +174,10 @@ def train_rows(
 ) -> Made:
     "Train the networks of all rows"
     studies = {pair: study(along(pair, p)) for pair in p.pairs}
-    keys = [(pair, name) for pair, names in p.pairs.items() for name in names]
-    made = {}
-    for late in (False, True):
-        runs = {(pair, name): [row_run(studies[pair], name, s, p) for s in seeds_of(name, pair, p)]
-                for pair, name in keys if (name == HEAVIER) == late}
+    keys, made = [(pair, name) for pair, names in p.pairs.items() for name in names], {}
+    late = [key for key in keys if key[1] == HEAVIER]
+    for part in filter(None, ([key for key in keys if key not in late], late)):
+        runs = {(pair, name): [row_run(studies[pair], name, s, p) for s in seeds_of(name, pair, p)] for pair, name in part}
         done = train([r for own in runs.values() for r in own])
         made |= {key: Results(own, done.store, done.trained) for key, own in runs.items()}
     return {key: made[key] for key in keys}
