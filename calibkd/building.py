@@ -75,7 +75,7 @@ def read_weights(
     weights: Weights,
 ) -> dict[str, Tensor]:  # raises ValueError in one sentence for anything but a state dict
     "The state dict in a foreign checkpoint"
-    path = Path(weights.path).expanduser()
+    path = weights.file
     load = functools.partial(torch.load, map_location="cpu", weights_only=True)
     read = load_file if path.suffix == ".safetensors" else load
     try:

@@ -25,3 +25,11 @@ def test_a_read_only_folder_is_noticed_at_once(tmp_path, monkeypatch):
     def refuse(*_, **__): raise PermissionError(13, "Permission denied")
     monkeypatch.setattr(places.tempfile, "TemporaryFile", refuse)  # root may write everywhere
     with pytest.raises(OSError, match="Permission denied"): writable(results_root())
+
+
+def test_weights_lie_where_the_variable_says_or_beside_the_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("CALIBKD_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("CALIBKD_WEIGHTS", raising=False)
+    assert places.weights_root() == tmp_path / "data" / "weights"
+    monkeypatch.setenv("CALIBKD_WEIGHTS", str(tmp_path / "mine"))
+    assert places.weights_root() == tmp_path / "mine"

@@ -244,3 +244,28 @@ def test_a_name_of_the_library_stays_the_librarys():
     from calibkd import calibrators
     other = type("MDCA", (calibrators.MDCA,), {"loss": lambda self, seen: 0 * seen.logits.sum()})
     assert type(objective("MDCA")) is calibrators.MDCA is not other
+
+
+def test_a_checkpoint_is_found_by_its_name_and_moving_it_changes_no_run(tmp_path, monkeypatch):
+    "Here, then in CALIBKD_WEIGHTS; a name with a folder only there"
+    here, root = tmp_path / "here", tmp_path / "weights"
+    for folder in (here, root): folder.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("CALIBKD_WEIGHTS", str(root))
+    torch.save(network("resnet8", 10, 1, seed=1).state_dict(), root / "theirs.th")
+    torch.save(network("resnet8", 10, 1, seed=2).state_dict(), here / "other.th")
+    run = lambda name: pretrained(DIGITS, "resnet8", name)
+    first = run("theirs.th")
+    assert first.init.file == root / "theirs.th" and first.id == run(str(root / "theirs.th")).id != run("other.th").id
+    assert train([first]).logits(first)[0].isfinite().all(), "and it is read there"
+    shutil.move(root / "theirs.th", here / "renamed.th")
+    assert run("renamed.th").id == first.id
+    with pytest.raises(FileNotFoundError): run("weights/theirs.th")
+
+
+def test_where_a_published_checkpoint_was_looked_for_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("CALIBKD_WEIGHTS", str(tmp_path / "mine"))
+    with pytest.raises(FileNotFoundError) as caught: Weights("resnet56-4bfd9763.th")
+    assert all(words in str(caught.value) for words in ("here", str(tmp_path / "mine"), "akamaster/pytorch_resnet_cifar10"))
+    with pytest.raises(FileNotFoundError) as caught: Weights(str(tmp_path / "x.th"))
+    assert "mine" not in str(caught.value) and "akamaster" not in str(caught.value)

@@ -117,9 +117,10 @@ class Notebook:
 
     @property
     def presets(self) -> list[str]:
-        "The presets it has; `real` is there where the call of `Exhibit` gives it"
+        "The presets it has; `real` is there where the call of `Exhibit` gives it, and the panel does not take it away"
         keywords = {k.arg for node in ast.walk(self.call) if isinstance(node, ast.Call) for k in node.keywords}
-        return [p for p in PRESETS if p != "real" or p in keywords]
+        own = self.panels.get(self.figure, {})
+        return [p for p in PRESETS if (p != "real" or p in keywords) and own.get(p) is not False]
 
     @cached_property
     def head(self) -> str:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'LEVEL', 'MOST', 'UNITS', 'NOT_RUN', 'Test', 'NEAR', 'Verdict', 'cannot', 'Rule', 'quantile', 'Estimate',
            'estimate', 'paired', 'decided', 'seeds_needed', 'ruling', 'asked', 'more', 'not_worse', 'same', 'factor',
-           'always', 'every', 'most', 'k_of_n', 'none_of', 'both', 'pooled', 'rank', 'partial_rank', 'spread', 'Side',
-           'side', 'lowest', 'at_floor', 'by_ece']
+           'always', 'every', 'most', 'k_of_n', 'none_of', 'both', 'partly', 'pooled', 'rank', 'partial_rank', 'spread',
+           'Side', 'side', 'lowest', 'at_floor', 'by_ece']
 
 # %% ../../nbs/lib/61_exhibits_judge.ipynb #434d4f1d
 import math
@@ -306,6 +306,19 @@ def both(
 ) -> Rule:   # the numbers of the rule that decides, or else of the first that is open
     "Do all rules hold?"
     return Rule(lambda level: _both([r.at(level) for r in rules]))
+
+
+def partly(
+    rule: Rule,
+    missing: str,   # what else was to be asked and was not, in words; empty: nothing
+) -> Rule:          # the numbers are those of the part
+    "Does a part hold of what must hold as a whole? It can only fail"
+    return Rule(lambda level: _partly(rule.at(level), missing)) if missing else rule
+
+
+def _partly(found: Verdict, missing: str) -> Verdict:
+    if found.verdict in ("does not hold", "not run"): return found
+    return replace(found, verdict="not run", why=missing, needed=None)
 
 
 def _both(rows: Sequence[Verdict]) -> Verdict:

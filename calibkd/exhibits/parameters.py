@@ -265,9 +265,10 @@ def on_panel(
     presets: Mapping[str, Mapping[str, Any]],  # of the notebook, by name
     panel: Mapping[str, Any],                  # what the panel sets
 ) -> dict[str, dict[str, Any]]:
-    "The presets of a panel"
+    "The presets of a panel; one that it sets to False it does not have"
     always = {k: v for k, v in panel.items() if k not in (*PRESETS, *ABOUT)}
-    return {name: {**own, **always, **panel.get(name, {})} for name, own in presets.items()}
+    kept = {name: own for name, own in presets.items() if panel.get(name) is not False}
+    return {name: {**own, **always, **panel.get(name, {})} for name, own in kept.items()}
 
 # %% ../../nbs/lib/60_exhibits_parameters.ipynb #679318d7
 def resolve(

@@ -7,7 +7,7 @@ __all__ = ['COLUMN', 'WIDE', 'SMALL', 'PALETTE', 'MARKERS', 'DASHES', 'METHODS',
            'SIGNED', 'BANDS', 'style', 'look', 'method_look', 'looks', 'Sheet', 'subplots', 'paper_ready',
            'known_column', 'scale', 'label', 'is_number', 'tick', 'level_text', 'check_table', 'summary', 'names_of',
            'spread_of', 'made_up_runs', 'levels', 'Panel', 'panel_grid', 'part_of', 'wrapped', 'inches', 'set_title',
-           'headline', 'legend', 'watermark']
+           'headline', 'footnote', 'legend', 'watermark']
 
 # %% ../../nbs/lib/50_plots_page.ipynb #6c97a41e
 import difflib
@@ -387,6 +387,15 @@ def headline(
     for ax in axes.flat: ax.set_title("")
     first, several = axes[0, 0], axes.shape[1]
     first.set_title(wrapped(text, several * inches(first)), loc="left" if several > 1 else "center")
+
+
+@style()
+def footnote(
+    fig: Figure,  # of this package
+    text: str,  # what a reader must know, in a few words
+) -> None:
+    "Say beneath a figure, in small print, what its numbers rest on"
+    fig.supxlabel(wrapped(text, 0.95 * fig.get_figwidth(), SMALL), fontsize=SMALL, color="0.35")
 
 # %% ../../nbs/lib/50_plots_page.ipynb #7b9e62c9
 def legend(

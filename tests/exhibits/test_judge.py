@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from scipy import stats
 
 from calibkd.exhibits.judge import (LEVEL, NOT_RUN, Estimate, Rule, Verdict, always, both, by_ece, cannot, estimate, every, factor, k_of_n, more,
-                                    most, not_worse, partial_rank, pooled, rank, same, side, spread)
+                                    most, not_worse, partial_rank, partly, pooled, rank, same, side, spread)
 
 DRAWS = 10_000
 
@@ -151,3 +151,14 @@ def test_contradicting_measures_of_calibration_leave_a_claim_open():
     assert rule(a_table(true_ece=.1)).why == "true_ece contradicts" and rule(a_table(true_ece=.1)).verdict == "undecided"
     high, low = a_table(rmsce=.1).assign(ece_floor=.01), a_table(rmsce=.1).assign(ece_floor=.06)
     assert rule(high).verdict == "holds" and rule(low).why == "rmsce contradicts", "the debiased error is asked only where all sides lie at the floor"
+
+
+@pytest.mark.parametrize("d, whole, part", [([1., 1.1, .9], "holds", "not run"), ([-1., -1.1, -.9], "does not hold", "does not hold"),
+                                            ([1., -.5, .8], "undecided", "not run"), ([], "not run", "not run")])
+def test_a_part_of_a_claim_can_only_fail(d, whole, part):
+    "Its numbers are told all the same, with what is missing; where nothing is, it is the rule itself"
+    rule = more(d, 0.)
+    found = partly(rule, "no arrow up").at()
+    assert rule.at().verdict == partly(rule, "").at().verdict == whole and found.verdict == part
+    assert found.seeds == len(d) and (found.why == "no arrow up") == (part == "not run" and len(d) > 0) and found.needed is None
+    assert np.array_equal(found.estimate, rule.at().estimate, equal_nan=True)

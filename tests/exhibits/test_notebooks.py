@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from calibkd import studies, sweep
 from calibkd.exhibits import exhibits, rejudged, saved
+from calibkd.networks.core import network
 
 ROOT = Path(__file__).parents[2]
 BOOKS = {e.name: e for e in exhibits()}
@@ -177,3 +179,57 @@ def test_published_teacher(tmp_path):
                      "-p", "teacher", "resnet20-A", "-p", "checkpoint", WEIGHTS / "resnet20-12fca82f.th", "-p", "images", "500")
     assert done.returncode == 0, done.stderr[-3000:]
     assert str(WEIGHTS) not in "".join(p.read_text() for p in (tmp_path / "results").rglob("*.json"))
+
+
+REAL = [name for name, book in BOOKS.items() if "real" in book.presets and any("calibkd.papers.kdc" in source for _, source in book.cells)]
+
+
+def given(**parameters):
+    return [word for k, v in parameters.items() for word in ("-p", k, str(v))]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_real_preset_with_a_made_up_checkpoint(name, tmp_path, monkeypatch):
+    "One teacher for all seeds and its twin, a part of the test images to fit on, what is missing not run; and judged again from the tables"
+    monkeypatch.setenv("CALIBKD_WEIGHTS", str(tmp_path / "weights"))
+    (tmp_path / "weights").mkdir()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in network("resnet56-A", 4, seed=7).state_dict().items()}}, tmp_path / "weights" / "theirs.th")
+    own = dict(epochs={"resnet56-A": 1, "resnet8": 1}) if "epochs" in BOOKS[name].parameters else dict(student_epochs=1)
+    done = papermill(BOOKS[name].path, tmp_path / "out.ipynb", "-p", "preset", "real", *given(
+        checkpoint="theirs.th", dataset="textures:2x2", images=200, tests=300, fit=100, seeds="[3, 4, 5]", **own))
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder, = (tmp_path / "results" / name).iterdir()
+    result = saved(folder)
+    verdicts = {c["id"].rpartition(".")[2]: c["verdict"] for c in result["claims"]}
+    asked, missing = JUDGED[name]
+    assert all(verdicts[id] in ("holds", "does not hold", "undecided") for id in asked) and all(verdicts[id] == "not run" for id in missing), verdicts
+    assert not rejudged(result, BOOKS).stale and str(tmp_path) not in (folder / "meta.json").read_text()
+    if (folder / f"{name}_teachers.csv").exists():
+        teachers = pd.read_csv(folder / f"{name}_teachers.csv")
+        assert teachers.groupby("kind").seed.apply(list).to_dict() == {"NLL": [3, 4, 5], "TS": [3, 4, 5]}
+        assert (teachers.groupby("kind")[["top1", "ece", "fit_ece"]].nunique() == 1).all(axis=None) and (teachers.ece != teachers.fit_ece).all()
+
+
+JUDGED = {  # exhibit: claims that one published teacher can decide, and claims that it cannot
+    "fig_S4": (["c3", "c3b", "x2"], ["c1", "c2", "x1"]),
+    "fig_S5": (["p1", "p2", "p3", "p4", "c3", "x1", "x3"], ["c4", "c5", "c6", "x2"]),
+    "fig_S7": (["p1", "p2", "p3", "c2", "c5", "c5b", "c6", "c6b", "x3", "x4", "x5"], ["c1", "c3", "c4", "x1", "x2"]),
+    "table_T4": (["c1", "c2", "c3", "i1", "i2", "x1", "x2"], []),
+}
+
+
+@pytest.mark.skipif(not (DATA / "cifar10-jpeg.zip").is_file() or not (WEIGHTS / "resnet56-4bfd9763.th").is_file(),
+                    reason="CALIBKD_DATA holds no cifar10-jpeg.zip, or CALIBKD_WEIGHTS no published ResNet-56")
+def test_the_real_preset_on_real_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("CALIBKD_WEIGHTS", str(WEIGHTS))
+    done = papermill("nbs/fig_S7.ipynb", tmp_path / "out.ipynb", "-p", "preset", "real",
+                     *given(images=300, tests=300, fit=100, student_epochs=1, seeds="[3]", Ts="[1.0]"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder, = (tmp_path / "results" / "fig_S7").iterdir()
+    teachers = pd.read_csv(folder / "fig_S7_teachers.csv").set_index("kind")
+    assert teachers.top1.nunique() == 1 and teachers.top1["NLL"] > .7 and teachers.ece["TS"] < teachers.ece["NLL"]
+
+
+def test_who_has_real_images():
+    "S8 is made by the notebook of S7, but there is no such evidence for it"
+    assert REAL == ["fig_S4", "fig_S5", "fig_S7", "table_T4"]

@@ -10,12 +10,13 @@ from calibkd.calibrators import TS, fit_temperature
 from calibkd.data import Dataset
 from calibkd.diagnostics import project_network, separation
 from calibkd.distillers import KD
-from calibkd.papers.kdc import CALIBRATORS, COMMON, activations, calibrator, flat_separation, kin_triples, separations, triple
+from calibkd.papers.kdc import (CALIBRATORS, COMMON, activations, calibrator, calibrators_of, flat_separation, kin_triples, on_fit, pair_of, presets,
+                                separations, triple)
 from calibkd.networks.core import network
 from calibkd.objectives import NLL
 from calibkd.runs import Recipe, Run
 from calibkd.store import Store
-from calibkd.studies import Rescaled, along, over_grid, study, teach
+from calibkd.studies import Rescaled, along, by_temperature, over_grid, set_aside, study, taught_by, teach
 from calibkd.sweep import train
 from calibkd.inference import logits_of
 from calibkd.training import fit
@@ -67,6 +68,50 @@ def test_a_published_teacher_and_its_tempered_twin(tmp_path):
     assert results.trained == 3 and torch.equal(results.logits(twin)[0], results.logits(theirs)[0] / torch.tensor(1.9))
     assert results.numbers(twin, ["top1", "aurc"]) != results.numbers(theirs, ["top1", "aurc"]) and results.numbers(twin, ["top1"]) == results.numbers(theirs, ["top1"])
     assert results.store.run(twin.id).id == twin.id and results.table("ece")["T"].tolist()[1:] == [1.9, 2]
+
+
+def test_the_twin_of_a_published_teacher_is_fitted_on_images_set_aside(tmp_path):
+    "Not on the held-out ones, which it has seen; both teachers have a row for each seed of their students, the same one"
+    torch.save({k: 3 * v for k, v in network("resnet8", 4, seed=7).state_dict().items()}, tmp_path / "theirs.pt")
+    p = small(tests=90, checkpoint=str(tmp_path / "theirs.pt"), calibrated="TS", fit=40, seeds=[3, 4], Ts=[1.])
+    s = study(p)
+    logits, labels = train([s.teacher_run(NLL())]).logits(s.teacher_run(NLL()))
+    aside, rest = set_aside(s.data, p.fit)
+    nll, twin = calibrators_of(s, pair_of(p), p)
+    assert (nll, twin) == (NLL(), TS(T=round(fit_temperature(logits[aside], labels[aside]), 4))) and twin.T != 1 and len(rest) == 50
+    students = over_grid(s, [nll, twin], p)
+    table = taught_by(students, "top1", "ece", fit=p.fit)
+    assert table[["kind", "seed"]].values.tolist() == [["NLL", 3], ["NLL", 4], ["TS", 3], ["TS", 4]]
+    assert (table.groupby("kind")[["top1", "ece", "fit_ece"]].nunique() == 1).all(axis=None) and table.top1.nunique() == 1
+    numbers = students.numbers(s.teacher_run(NLL()), ["ece"], part=aside), students.numbers(s.teacher_run(NLL()), ["ece"], part=rest)
+    assert (table.fit_ece[0], table.ece[0]) == (numbers[0]["ece"], numbers[1]["ece"])
+    assert on_fit(table).ece.tolist() == table.fit_ece.tolist() and on_fit(on_fit(table)).equals(on_fit(table))
+
+
+def test_the_twin_of_a_trained_teacher_is_fitted_on_held_out_images():
+    p = small(calibrated="TS", fit=20, tests=60)
+    assert by_temperature(study(p), p.fit) == TS() and calibrators_of(study(small()), ["TS", "MDCA"], small()) == [TS(), calibrator("MDCA", small())]
+
+
+def test_teachers_in_a_row_for_each_seed_are_those_that_were_trained():
+    p = small(seeds=[0, 1])
+    students = over_grid(study(p), [NLL(), TS()], p)
+    table = taught_by(students, "top1")
+    assert table[["kind", "seed"]].values.tolist() == [["NLL", 0], ["NLL", 1], ["TS", 0], ["TS", 1]] and not any(c.startswith("fit_") for c in table)
+
+
+def test_teachers_may_see_other_views_than_their_students():
+    s = study(small(augment="crop", teacher_augment="none"))
+    run = s.student_run(KD(T=2), NLL())
+    assert (run.recipe.augment, run.teacher.recipe.augment, s.scratch().recipe.augment) == ("crop", "none", "crop")
+    assert study(small(augment="crop")).teacher_run(NLL()).recipe.augment == "crop"
+
+
+def test_real_images_are_for_exhibits_that_ask_for_them():
+    assert set(presets()) == {"smoke", "quick", "paper"} and "checkpoint" not in presets()["quick"]
+    asked = presets(real=dict(seeds=[3]), all=dict(own=1))
+    assert asked["real"].items() >= dict(seeds=[3], own=1, checkpoint="resnet56-4bfd9763.th", calibrated="TS", fit=2000).items()
+    assert all(asked[name]["checkpoint"] is asked[name]["fit"] is None for name in ("smoke", "quick", "paper"))
 
 
 def test_the_tempered_twin_of_a_trained_teacher_has_its_seed():
