@@ -11,6 +11,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # in a background job 
 torch.set_num_threads(1)
 
 
+def pytest_xdist_auto_num_workers(config):
+    "Two processes share the files; a file alone is run in this one"
+    return 0 if any(".py" in name for name in config.args) else 2
+
+
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("CALIBKD_STORE", str(tmp_path / "store"))

@@ -35,6 +35,16 @@ class Counting(ThreadPoolExecutor):
         return super().submit(*job, **more)
 
 
-if __name__ == "__main__":
-    store, workers = Store(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    print("trained", train(grid(), store, workers=workers).trained)
+def forked(root):
+    "A process that trains the grid, forked from one that has imported what takes longer than the training"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["calibkd.sweep", "sklearn.datasets"])
+    process = context.Process(target=main, args=(root,))
+    process.start()
+    return process
+
+
+def main(root, workers=1): print("trained", train(grid(), Store(root), workers=int(workers)).trained)
+
+
+if __name__ == "__main__": main(*sys.argv[1:])

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from small_grid import grid
+from small_grid import forked, grid
 
 from calibkd.store import Store, faults
 from calibkd.sweep import floors, train
@@ -51,16 +51,17 @@ def until_training(process, root):
 def test_kill_at_random_moments(tmp_path, undisturbed):
     "kill -9 twenty times in a row; then a last run to the end gives the same weights, bit by bit"
     draw, root = random.Random(0), tmp_path / "killed"
-    begun = time.monotonic()
-    start(tmp_path / "timed").communicate()
+    for name in ("first", "timed"):  # the first waits for the imports, too
+        begun = time.monotonic()
+        forked(tmp_path / name).join()
     whole, hits = time.monotonic() - begun, 0
     for _ in range(20):
         if root.exists() and len(Store(root).hashes()) == len(everything()): shutil.rmtree(root)  # kills must hit training
-        process = start(root)
-        try: process.wait(timeout=draw.uniform(.3, 1) * whole)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process = forked(root)
+        process.join(draw.uniform(.3, 1) * whole)
+        if process.is_alive():
+            process.kill()
+            process.join()
             hits += bool(Store(root).hashes()) or bool(list((Store(root).root / "partial").glob("*.safetensors")))
         kept = Store(root)
         assert all(faults(kept.entry(h)) == [] for h in kept.hashes()), "a half-written entry"
