@@ -385,7 +385,7 @@ def ab(
     # ValueError for shapes that differ, or a negative margin
     s, t = _check_maps(student_map, teacher_map)
     require(margin >= 0, f"margin is {margin}, expected 0 or more")
-    return 3e-3 * F.relu(margin - torch.where(t > 0, s, -s)).square().sum() / len(s)
+    return 3e-3 * F.relu(margin - s * torch.where(t > 0, 1.0, -1.0)).square().sum() / len(s)
 
 # %% ../../nbs/lib/32_distillers_features.ipynb #bfb5120d
 @dataclass(frozen=True, kw_only=True)
