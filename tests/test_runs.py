@@ -88,7 +88,7 @@ def test_adamw_is_torchs(monkeypatch):
 
 def test_recipes_have_names_and_stand_on_the_class():
     assert {name: named_recipe(name) for name in RECIPES} == {name: getattr(Recipe, name) for name in RECIPES}
-    assert set(RECIPES) == {"kdc_cifar", "kdc_large", "kdc_tiny", "crd", "uncal", "quick"}
+    assert set(RECIPES) == {"kdc_cifar", "kdc_large", "kdc_tiny", "crd", "review", "uncal", "quick"}
 
 
 def test_options_that_nobody_sets_play_no_part():

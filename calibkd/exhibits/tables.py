@@ -9,6 +9,7 @@ __all__ = ['seeds', 'mean_sd', 'printed', 'beside', 'cell_of', 'counts', 'by_row
 import pandas as pd
 from collections.abc import Mapping
 from typing import Any
+from .judge import estimate
 from ..words import pick
 
 # %% ../../nbs/lib/64_exhibits_tables.ipynb #57a89398
@@ -24,11 +25,13 @@ def mean_sd(
     scale: float = 100,   # 100 turns fractions into percent
     digits: int = 2,      # after the decimal point
     count: bool = True,   # whether to say how many seeds
+    interval: bool = False,  # half the 95 % interval of the mean instead of the standard deviation
 ) -> str:                 # e.g. "68.12 ± 0.31 (3 seeds)"
     "Mean ± standard deviation (n − 1) over the seeds"
     values = values.dropna() * scale
     if values.empty: return "not run"
-    sd = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+    half = values.mean() - estimate(values).ends()[0] if interval else values.std()
+    sd = f" ± {half:.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():.{digits}f}{sd}" + f" ({seeds(len(values))})" * count
 
 # %% ../../nbs/lib/64_exhibits_tables.ipynb #f5734634
@@ -47,6 +50,7 @@ def beside(
     key: "str | list[str]" = "network",  # column(s) of `ours` that name a row of `paper` (several: a tuple)
     scale: float = 100,                  # what ours is multiplied by: 100 for percent
     digits: int = 2,                     # after the decimal point
+    interval: bool = False,              # half the 95 % interval of a mean instead of the standard deviation
 ) -> pd.DataFrame:                       # columns (name, "paper"), (name, "ours"); our own rows come last
     "The paper's numbers beside ours: mean ± sd over seeds, said once if they are equally many, or 'not run'"
     paper = paper.to_dict("index") if isinstance(paper, pd.DataFrame) else dict(paper)
@@ -54,16 +58,17 @@ def beside(
     groups, columns = by_row(ours, keys), list(dict.fromkeys(c for row in paper.values() for c in row))
     rows, many = [*paper, *(r for r in groups if r not in paper)], counts(groups, columns)
     def pair(r: Any, c: str) -> list[str]:
-        return [printed(paper.get(r, {}).get(c), digits), cell_of(groups.get(r), c, scale, digits, len(many) > 1)]
+        how = (scale, digits, len(many) > 1, interval)
+        return [printed(paper.get(r, {}).get(c), digits), cell_of(groups.get(r), c, *how)]
     index = pd.MultiIndex.from_tuples(rows, names=keys) if len(keys) > 1 else pd.Index(rows, name=keys[0])
     cells = [sum((pair(r, c) for c in columns), []) for r in rows]
-    said = "ours: mean ± sd, " + seeds(*many) if len(many) == 1 else None
+    said = f"ours: mean ± {'95 % interval' if interval else 'sd'}" + (f", {seeds(*many)}" if len(many) == 1 else "")
     return pd.DataFrame(cells, index, pd.MultiIndex.from_product([columns, ["paper", "ours"]], names=[None, said]))
 
 # %% ../../nbs/lib/64_exhibits_tables.ipynb #ad5dc383
-def cell_of(runs: pd.DataFrame | None, column: str, scale: float, digits: int, count: bool) -> str:
+def cell_of(runs: pd.DataFrame | None, column: str, *how: Any) -> str:
     "Our half of a cell"
-    return "not run" if runs is None or column not in runs else mean_sd(runs[column], scale, digits, count)
+    return "not run" if runs is None or column not in runs else mean_sd(runs[column], *how)
 
 # %% ../../nbs/lib/64_exhibits_tables.ipynb #9c68d9d2
 def counts(groups: Mapping[Any, pd.DataFrame], columns: list[str]) -> set[int]:
