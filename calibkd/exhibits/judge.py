@@ -342,7 +342,7 @@ def pooled(
 ) -> Rule:                             # of the mean over the pairs, each weighed equally
     "More (or the same) on the mean over pairs; the variance comes from the seeds within pairs"
     parts = [estimate(p) for p in pairs]
-    seeds = min(p.seeds for p in parts)
+    seeds = min((p.seeds for p in parts), default=0)
     if seeds < 3: return asked(Estimate(math.nan, math.nan, 0, seeds), _more(delta))
     squares = [(p.error / len(parts)) ** 2 for p in parts]
     welch = sum(s * s / p.df for s, p in zip(squares, parts))  # and Satterthwaite

@@ -62,13 +62,15 @@ FIRST = {"smoke": "resnet14>resnet8", "quick": "resnet20>resnet8", "real": "resn
 
 
 def presets(
+    without: Sequence[str] = (),  # common parameters that the exhibit does not have
     **own: dict[str, Any],       # for "smoke", "quick", "real", "paper" and "all": what an exhibit changes or adds
 ) -> dict[str, dict[str, Any]]:  # as `Exhibit` takes them; `real` only where it is given
     "The common settings with an exhibit's own on top"
     shared = own.pop("all", {})
     for name in own: pick("preset", name, COMMON)
     named = {name: settings for name, settings in COMMON.items() if name != "real" or name in own}
-    return {name: settings | shared | own.get(name, {}) for name, settings in named.items()}
+    common = {name: {k: v for k, v in settings.items() if k not in without} for name, settings in named.items()}
+    return {name: settings | shared | own.get(name, {}) for name, settings in common.items()}
 
 # %% ../../nbs/lib/81_papers_ipwd.ipynb #ipwd0008
 METHODS: dict[str, Objective] = {
