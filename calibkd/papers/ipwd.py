@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['COMMON', 'FIRST', 'METHODS', 'CONTROLS', 'VARIANTS', 'OBJECTIVES', 'ROWS', 'REVIEWED', 'TUNED', 'HEAVIER', 'MADE',
-           'Made', 'TABLES', 'ONE_STAGE', 'CLASS_TRAITS', 'FEATURES', 'ELSEWHERE_BEST', 'VGG', 'presets', 'method',
-           'first_stage', 'pair_of', 'mean_weight', 'row_run', 'seeds_of', 'train_rows', 'networks_of', 'mean_by_class',
-           'class_shares', 'class_traits', 'spread_over_classes', 'class_spread', 'balanced_features', 'quarters',
-           'hits', 'weights_given', 'class_accuracy', 'by_quarter', 'families', 'same_style', 'printed_pair',
-           'accuracies', 'diverged', 'sound', 'gains', 'mean_gain', 'on_average', 'on_pairs', 'in_share', 'in_parts',
-           'differences', 'complete', 'by_row_and_seed', 'first_of_rows', 'best_rows', 'unbeaten', 'below_student',
-           'hurts_across', 'as_printed', 'caveat', 'changes', 'printed_changes', 'arrows', 'pair_panels']
+           'Made', 'TABLES', 'ONE_STAGE', 'QUANTILES', 'CLASS_TRAITS', 'FEATURES', 'ELSEWHERE_BEST', 'VGG', 'presets',
+           'method', 'first_stage', 'pair_of', 'mean_weight', 'row_run', 'seeds_of', 'train_rows', 'networks_of',
+           'weights_of', 'on_train', 'errs', 'weight_traits', 'weights_by_epoch', 'weight_table', 'weight_agreement',
+           'by_seed', 'entropy_range', 'step_costs', 'stopped', 'diverged', 'mean_by_class', 'class_shares',
+           'class_traits', 'spread_over_classes', 'class_spread', 'balanced_features', 'quarters', 'hits',
+           'weights_given', 'class_accuracy', 'by_quarter', 'families', 'same_style', 'printed_pair', 'accuracies',
+           'sound', 'gains', 'mean_gain', 'on_average', 'on_pairs', 'in_share', 'in_parts', 'differences', 'complete',
+           'by_row_and_seed', 'first_of_rows', 'best_rows', 'unbeaten', 'below_student', 'hurts_across', 'as_printed',
+           'caveat', 'changes', 'printed_changes', 'arrows', 'pair_panels']
 
 # %% ../../nbs/lib/81_papers_ipwd.ipynb #ipwd0003
 import math
@@ -148,8 +150,7 @@ def mean_weight(
     store: Store | None = None,
 ) -> float:
     "The mean of the weights that a student of IPWD was given, over training samples and the epochs that are kept"
-    kept = [w.mean() for name, w in (store or Store()).kept(run).items() if ".weights@" in name]
-    require(kept, f"[{run}] keeps no weights: it is no run of IPWD")
+    kept = [w.mean() for w in weights_of(run, store).values()]
     return float(sum(kept) / len(kept))
 
 
@@ -198,7 +199,7 @@ def train_rows(
     for part in filter(None, ([key for key in keys if key not in late], late)):
         runs = {(pair, name): [row_run(studies[pair], name, s, p) for s in seeds_of(name, pair, p)] for pair, name in part}
         done = train([r for own in runs.values() for r in own])
-        made |= {key: Results(own, done.store, done.trained) for key, own in runs.items()}
+        made |= {key: Results(own, done.store, done.trained * (i == 0)) for i, (key, own) in enumerate(runs.items())}
     return {key: made[key] for key in keys}
 
 
@@ -241,6 +242,176 @@ ONE_STAGE = printed_table("""
     DenseNet-121/PSKD         18.73 3.90 .69 3.71 45.55
     ResNeXt-29-8x64/CE        18.65 4.47 .74 4.17 44.27
     ResNeXt-29-8x64/PSKD      17.28 3.60 .72 9.18 40.19""", ("top-1 error", "top-5 error", "nll", "ece", "aurc"))
+
+# %% ../../nbs/lib/81_papers_ipwd.ipynb #ablation02
+import itertools
+import math
+import time
+import numpy as np
+from ..augment import views
+from ..batches import Batches, generator
+from ..inference import fixed_threads, logits_of, Teacher
+from ..metrics import spearman
+from ..objectives import Batch, wants
+from ..places import device
+from ..training import Member
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# %% ../../nbs/lib/81_papers_ipwd.ipynb #ablation03
+def weights_of(
+    run: Run,              # of IPWD, trained
+    store: Store | None = None,
+) -> dict[int, Tensor]:    # (N,) by epoch, the first one first; ValueError where there are none
+    "The weights that were last given to each training sample, at the epochs that are kept"
+    kept = (store or Store()).kept(run)
+    found = {int(name.rpartition("@")[2]): w for name, w in kept.items() if ".weights@" in name}
+    require(found, f"[{run}] keeps no weights: it is no run of IPWD")
+    return dict(sorted(found.items()))
+
+
+def on_train(
+    run: Run,
+    store: Store,
+) -> tuple[Tensor, Tensor]:  # cross-entropy in nats (N,), and whether it errs (N,)
+    "How hard a network finds each training sample"
+    logits, labels = store.logits(run, "train")
+    return F.cross_entropy(logits, labels, reduction="none"), logits.argmax(1) != labels
+
+
+def errs(
+    run: Run,
+    store: Store,
+) -> Tensor:  # (N,) bool
+    "Which training samples a network gets wrong: as they are, or if it gets all right, in a random view"
+    wrong = on_train(run, store)[1]
+    if wrong.any(): return wrong
+    data = run.dataset.load()
+    kind, index = run.recipe.augment or data.augment, torch.arange(len(wrong))
+    seen = replace(data.train, x=views(data.train.x, kind)(index, generator(run.seed)))
+    logits, labels = logits_of(store.network(run), data, seen)
+    return logits.argmax(1) != labels
+
+
+QUANTILES = (.01, .25, .5, .75, .99)
+
+
+def weight_traits(
+    weights: Tensor,  # (N,)
+    hard: Tensor,     # (N,) the teacher's cross-entropy
+    own: Tensor,      # (N,) the student's, when it is trained
+    wrong: Tensor,    # (N,) bool, where the teacher errs
+) -> dict[str, float]:
+    "Quantiles; the share within a quarter of the mean; ranks with both cross-entropies; means by the teacher's errors"
+    w = weights.double()
+    quantiles = {f"q{round(100 * a):02}": float(w.quantile(a)) for a in QUANTILES}
+    near = float(((w / w.mean() - 1).abs() <= .25).double().mean())
+    ranks = {"hard": spearman(w.numpy(), hard.numpy()), "own": spearman(w.numpy(), own.numpy())}
+    means = {"mean": float(w.mean()), "wrong": float(w[wrong].mean()), "right": float(w[~wrong].mean())}
+    return quantiles | {"near": near} | ranks | means | {"errors": int(wrong.sum())}
+
+
+def weights_by_epoch(
+    run: Run,              # of IPWD with a teacher, trained
+    store: Store,
+) -> list[dict]:           # epoch, late, and `weight_traits`
+    "How the weights of a student went; late is the second half of training"
+    (hard, _), (own, _), wrong = on_train(run.teacher, store), on_train(run, store), errs(run.teacher, store)
+    return [{"epoch": epoch, "late": 2 * epoch > run.recipe.epochs} | weight_traits(w, hard, own, wrong)
+            for epoch, w in weights_of(run, store).items()]
+
+
+def weight_table(
+    made: Made,
+) -> pd.DataFrame:  # pair, row, seed, and what `weights_by_epoch` tells: a line for each run and epoch that is kept
+    "How the weights of all students of IPWD went"
+    runs = [(key, run, results.store) for key, results in made.items() for run in results
+            if isinstance(run.objective, IPWD)]
+    return pd.DataFrame([{"pair": pair, "row": name, "seed": run.seed} | line
+                         for (pair, name), run, store in runs for line in weights_by_epoch(run, store)])
+
+# %% ../../nbs/lib/81_papers_ipwd.ipynb #ablation06
+def weight_agreement(
+    made: Made,
+) -> pd.DataFrame:  # pair, row, a and b (seeds), epoch, late, rho
+    "Spearman's ρ between the weights of each two students of different seeds"
+    columns, lines = ["pair", "row", "a", "b", "epoch", "late", "rho"], []
+    for (pair, name), results in made.items():
+        weights = {run.seed: weights_of(run, results.store) for run in results}
+        for (a, of_a), (b, of_b) in itertools.combinations(weights.items(), 2):
+            rho = {epoch: spearman(of_a[epoch].numpy(), of_b[epoch].numpy()) for epoch in of_a}
+            lines += [(pair, name, a, b, epoch, 2 * epoch > max(rho), r) for epoch, r in rho.items()]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def by_seed(
+    pairs: pd.DataFrame,  # a and b, two seeds; a line or several for each two
+    value: str = "rho",   # the column
+) -> pd.Series:           # by seed; empty for fewer than three
+    "One number for each seed from numbers of pairs of seeds: the jackknife's, whose mean is the mean over all pairs"
+    both = pd.concat([pairs[[end, value]].rename(columns={end: "seed"}) for end in ("a", "b")])
+    own, n = both.groupby("seed")[value].mean(), both.seed.nunique()
+    return (2 * (n - 1) * own - n * own.mean()) / (n - 2) if n > 2 else own.iloc[:0]
+
+# %% ../../nbs/lib/81_papers_ipwd.ipynb #ablation09
+def entropy_range(
+    C: int,  # classes
+) -> tuple[float, float]:  # nats
+    "The least and the largest cross-entropy that standardised logits can have with a label"
+    gap = C / math.sqrt(C - 1)
+    return math.log1p((C - 1) * math.exp(-gap)), math.log(1 + (C - 1) * math.exp(gap))
+
+# %% ../../nbs/lib/81_papers_ipwd.ipynb #ablation12
+def step_costs(
+    runs: Mapping[str, Run],    # by row: students of one teacher
+    steps: int = 50,            # that are timed, of each
+    store: Store | None = None, # that has the teacher
+) -> pd.DataFrame:              # row, seconds (median), parameters
+    "What a training step takes, the runs in turns, and how many parameters it trains"
+    first, where = next(iter(runs.values())), device()
+    data, net = first.dataset.load(), (store or Store()).network(first.teacher)
+    asked = {k: Teacher(net, r.recipe, where, wants(r.objective, "features")) for k, r in runs.items()}
+    members = {k: Member(r, data, where, teacher=asked[k]) for k, r in runs.items()}
+    batches, took = Batches(data, first.recipe, first.seed, where), {k: [] for k in runs}
+    for m in members.values(): m.net.train()
+    endless = (batch for epoch in itertools.count() for batch in batches.epoch(epoch, 1))
+    with fixed_threads():
+        for batch in itertools.islice(endless, steps + 5):
+            for k, m in members.items(): took[k].append(_seconds(m, batch, asked[k]))
+    return pd.DataFrame([{"row": k, "seconds": float(np.median(took[k][5:])), "parameters": _trained(m)}
+                         for k, m in members.items()])
+
+
+def _seconds(member: Member, batch: Batch, teacher: Teacher) -> float:
+    "Of a step"
+    start = time.perf_counter()
+    member.step(batch, member.run.recipe.lr / 100, generator(0), teacher)
+    if member.where.type == "cuda": torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _trained(member: Member) -> int:
+    "How many parameters the optimiser has"
+    return sum(w.numel() for group in member.optimiser.param_groups for w in group["params"])
+
+
+def stopped(
+    run: Run,      # of a student
+    share: float,  # of its teacher's epochs, in (0, 1]
+) -> Run:
+    "A student of the teacher as it stood after a share of its training"
+    return replace(run, teacher=run.teacher.at(max(1, round(share * run.teacher.recipe.epochs))))
+
+
+def diverged(
+    networks: pd.DataFrame,  # of `networks_of`, with top1
+) -> pd.Series:              # (n,) bool
+    "Lines of methods of which a student ends below half of the plain one's accuracy"
+    mean = networks.groupby(["pair", "row"]).top1.mean()
+    least = {pair: mean.get((pair, "Student"), mean.get((pair, "KD"), 0.)) / 2 for pair in networks.pair.unique()}
+    low = networks.top1 < networks.pair.map(least)
+    return low.groupby([networks.pair, networks.row]).transform("any")
 
 # %% ../../nbs/lib/81_papers_ipwd.ipynb #longtail02
 def mean_by_class(
