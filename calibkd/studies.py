@@ -69,6 +69,11 @@ class Study:
         return self.direct_run(NLL(), seed)
 
     @property
+    def pair(self) -> str:
+        "The two networks as an arrow: teacher>student"
+        return f"{self.teacher}>{self.student}"
+
+    @property
     def student_recipe(self) -> Recipe:
         "How students are trained"
         return replace(self.base, epochs=self.student_epochs)
@@ -117,7 +122,7 @@ def by_temperature(
     study: Study,
     fit: int | None,  # test images that are set aside
 ) -> TS:              # its temperature to four digits, so that the last bits of a logit name no other run
-    "The NLL teacher's twin: a published one's temperature is fitted on images set aside, a trained one's on held-out ones"
+    "The NLL teacher's twin: the temperature of a published one is fitted on images set aside, else on held-out ones"
     if not (study.start and fit): return TS()
     teacher, (part, _) = study.teacher_run(NLL()), set_aside(study.data, fit)
     logits, labels = train([teacher]).logits(teacher)

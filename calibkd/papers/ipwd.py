@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['COMMON', 'FIRST', 'METHODS', 'CONTROLS', 'VARIANTS', 'OBJECTIVES', 'ROWS', 'REVIEWED', 'TUNED', 'HEAVIER', 'MADE',
            'Made', 'TABLES', 'ONE_STAGE', 'QUANTILES', 'CLASS_TRAITS', 'FEATURES', 'ELSEWHERE_BEST', 'VGG', 'presets',
-           'method', 'first_stage', 'pair_of', 'mean_weight', 'row_run', 'seeds_of', 'train_rows', 'networks_of',
-           'weights_of', 'on_train', 'errs', 'weight_traits', 'weights_by_epoch', 'weight_table', 'weight_agreement',
-           'by_seed', 'entropy_range', 'step_costs', 'stopped', 'diverged', 'mean_by_class', 'class_shares',
-           'class_traits', 'spread_over_classes', 'class_spread', 'balanced_features', 'quarters', 'hits',
-           'weights_given', 'class_accuracy', 'by_quarter', 'families', 'same_style', 'printed_pair', 'accuracies',
-           'sound', 'gains', 'mean_gain', 'on_average', 'on_pairs', 'in_share', 'in_parts', 'differences', 'complete',
-           'by_row_and_seed', 'first_of_rows', 'best_rows', 'unbeaten', 'below_student', 'hurts_across', 'as_printed',
-           'caveat', 'changes', 'printed_changes', 'arrows', 'pair_panels']
+           'method', 'first_stage', 'mean_weight', 'row_run', 'seeds_of', 'train_rows', 'networks_of', 'weights_of',
+           'on_train', 'errs', 'weight_traits', 'weights_by_epoch', 'weight_table', 'weight_agreement', 'by_seed',
+           'entropy_range', 'step_costs', 'stopped', 'diverged', 'mean_by_class', 'class_shares', 'class_traits',
+           'spread_over_classes', 'class_spread', 'balanced_features', 'quarters', 'hits', 'weights_given',
+           'class_accuracy', 'by_quarter', 'families', 'same_style', 'printed_pair', 'accuracies', 'sound', 'gains',
+           'mean_gain', 'on_average', 'on_pairs', 'in_share', 'in_parts', 'differences', 'complete', 'by_row_and_seed',
+           'first_of_rows', 'best_rows', 'unbeaten', 'below_student', 'hurts_across', 'as_printed', 'caveat', 'changes',
+           'printed_changes', 'arrows', 'pair_panels']
 
 # %% ../../nbs/lib/81_papers_ipwd.ipynb #ipwd0003
 import math
@@ -127,20 +127,13 @@ def first_stage(
     return replace(run, recipe=replace(run.recipe, epochs=max(1, run.recipe.epochs // 8), **changes))
 
 
-def pair_of(
-    study: Study,
-) -> str:  # "teacher>student"
-    "The two networks of a study"
-    return f"{study.teacher}>{study.student}"
-
-
 def _after_ab(study: Study, seed: int, p: SimpleNamespace) -> Run:
-    start = first_stage(study.student_run(method("AB", pair_of(study), p), NLL(), seed))
+    start = first_stage(study.student_run(method("AB", study.pair, p), NLL(), seed))
     return replace(study.scratch(seed), init=start)
 
 
 def _paraphrased(study: Study, seed: int, p: SimpleNamespace) -> Run:
-    student = study.student_run(method("FT", pair_of(study), p), NLL(), seed)
+    student = study.student_run(method("FT", study.pair, p), NLL(), seed)
     told = Run(study.data, study.teacher, Paraphrase(), student.recipe, seed, init=student.teacher)
     return replace(student, teacher=first_stage(told, lr=student.recipe.lr / 5))
 
@@ -173,7 +166,7 @@ def row_run(
 ) -> Run:
     "The network of a row and a seed"
     if name in MADE: return MADE[name](study, seed, p)
-    return study.student_run(method(name, pair_of(study), p), NLL(), seed)
+    return study.student_run(method(name, study.pair, p), NLL(), seed)
 
 # %% ../../nbs/lib/81_papers_ipwd.ipynb #ipwd0013
 def seeds_of(
@@ -559,16 +552,6 @@ def accuracies(
     first = next(iter(made.values()))[0].dataset.load()
     known = first.test.posterior is not None
     return networks_of(made, "top1", "nll", *["posterior_gap"] * known).drop_duplicates(["pair", "row", "seed"])
-
-
-def diverged(
-    networks: pd.DataFrame,  # of `networks_of`, with top1
-) -> pd.Series:              # (n,) bool
-    "Lines of methods of which a student ends below half of the plain one's accuracy"
-    mean = networks.groupby(["pair", "row"]).top1.mean()
-    least = {pair: mean.get((pair, "Student"), mean.get((pair, "KD"), 0.)) / 2 for pair in networks.pair.unique()}
-    low = networks.top1 < networks.pair.map(least)
-    return low.groupby([networks.pair, networks.row]).transform("any")
 
 
 def sound(
