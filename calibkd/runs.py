@@ -68,6 +68,8 @@ class Recipe:
     kdc_tiny: ClassVar["Recipe"]
     crd: ClassVar["Recipe"]
     review: ClassVar["Recipe"]
+    crd_mobile: ClassVar["Recipe"]
+    pskd: ClassVar["Recipe"]
     uncal: ClassVar["Recipe"]
     quick: ClassVar["Recipe"]
 
@@ -105,11 +107,14 @@ Recipe.kdc_cifar = Recipe()  # KD(C), section 6: 160 epochs, lr .1, ×.1 at 80 a
 Recipe.kdc_large = Recipe(epochs=240, batch=64, lr=0.05, milestones=(150 / 240, 180 / 240, 210 / 240))  # for ResNet-110
 Recipe.kdc_tiny = Recipe(epochs=100, schedule="cosine", lr_end=1e-5, warmup=1000 / 78200)  # Tiny-ImageNet: 1000 steps
 Recipe.crd = Recipe(epochs=240, batch=64, lr=0.05, milestones=(150 / 240, 180 / 240, 210 / 240))  # Tian et al. 2020
+Recipe.crd_mobile = replace(Recipe.crd, lr=0.01)  # Tian et al. 2020, for MobileNetV2 and ShuffleNets
 Recipe.review = replace(Recipe.crd, batch=128, lr=0.1, nesterov=True)  # Chen et al. 2021
+Recipe.pskd = Recipe(epochs=300, nesterov=True)  # Kim et al. 2021: lr .1, ×.1 at 150 and 225; Nesterov by their code
 Recipe.uncal = Recipe(epochs=240, batch=64, schedule="cosine")  # uncalibrated teacher, section 4
 Recipe.quick = Recipe(epochs=40, batch=64, schedule="cosine", warmup=0.3, nesterov=True)  # our own, for small data
 RECIPES = {"kdc_cifar": Recipe.kdc_cifar, "kdc_large": Recipe.kdc_large, "kdc_tiny": Recipe.kdc_tiny, "crd": Recipe.crd,
-           "review": Recipe.review, "uncal": Recipe.uncal, "quick": Recipe.quick}
+           "crd_mobile": Recipe.crd_mobile, "review": Recipe.review, "pskd": Recipe.pskd, "uncal": Recipe.uncal,
+           "quick": Recipe.quick}
 
 # %% ../nbs/lib/40_runs.ipynb #97d73d7f
 def named_recipe(

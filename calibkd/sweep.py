@@ -250,19 +250,27 @@ class Results:
         split: str = "test",      # or "val", for choosing between runs
         traits: str = "few",      # or "all", as `all_traits` tells them
         part: Part = None,        # positions in the split; None: all of it
+        n_bins: int = 15,         # for the metrics that have bins
     ) -> pd.DataFrame:            # a row for each run: what it is, then the metrics as fractions
         "The runs as a table"
         require(traits in TRAITS, f"traits must be 'few' or 'all', got '{traits}'")
-        return pd.DataFrame([TRAITS[traits](r) | self.numbers(r, metrics, split, part) for r in self.runs])
+        return pd.DataFrame([TRAITS[traits](r) | self.numbers(r, metrics, split, part, n_bins) for r in self.runs])
 
-    def numbers(self, run: Run, metrics: Sequence[str], split: str = "test", part: Part = None) -> dict[str, float]:
+    def numbers(
+        self,
+        run: Run,
+        metrics: Sequence[str],
+        split: str = "test",
+        part: Part = None,
+        n_bins: int = 15,
+    ) -> dict[str, float]:
         "The metrics of one run"
         needs = {need for m in records(metrics).values() for need in m.needs}
         posterior = getattr(run.dataset.load(), split).posterior if "posterior" in needs else None
         teacher = self.teacher_logits(run, split) if "teacher_logits" in needs else None
         seen = (x if x is None or part is None else x[part] for x in (*self.logits(run, split), posterior, teacher))
         logits, labels, posterior, teacher = seen
-        return measure(metrics, logits, labels, posterior, teacher_logits=teacher)
+        return measure(metrics, logits, labels, posterior, n_bins, teacher_logits=teacher)
 
     def teacher_logits(self, run: Run, split: str = "test") -> Tensor:
         "What the teacher of a run says of the run's own samples (N, C)"

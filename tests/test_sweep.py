@@ -306,6 +306,13 @@ def test_fidelity_compares_the_same_samples(taught, split):
     with pytest.raises(ValueError, match="has no teacher to agree with"): taught.table("agreement")
 
 
+def test_a_table_of_other_bins(taught):
+    names, run = ["ece", "true_ece", "mce", "top1"], taught[1]
+    q = run.dataset.load().test.posterior
+    row = taught.table(*names, n_bins=200).iloc[1]
+    assert dict(row[names]) == measure(names, *taught.logits(run), q, 200) and row.ece != taught.table("ece").ece[1]
+
+
 @pytest.mark.parametrize("kind", [lambda i: i, lambda i: i.numpy(), lambda i: i.tolist(), lambda i: torch.zeros(60, dtype=torch.bool).index_fill(0, i, True)])
 def test_a_table_of_a_part_of_the_split(taught, kind):
     run = taught[1]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'LEVEL', 'MOST', 'UNITS', 'NOT_RUN', 'Test', 'NEAR', 'Verdict', 'cannot', 'Rule', 'quantile', 'Estimate',
            'estimate', 'paired', 'decided', 'seeds_needed', 'ruling', 'asked', 'more', 'not_worse', 'same', 'factor',
-           'always', 'every', 'most', 'k_of_n', 'none_of', 'both', 'partly', 'pooled', 'rank', 'partial_rank', 'spread',
-           'Side', 'side', 'lowest', 'at_floor', 'by_ece']
+           'always', 'every', 'most', 'k_of_n', 'none_of', 'both', 'partly', 'pooled', 'rank', 'partial_rank',
+           'bootstrap_rank', 'spread', 'Side', 'side', 'lowest', 'at_floor', 'by_ece']
 
 # %% ../../nbs/lib/61_exhibits_judge.ipynb #434d4f1d
 import math
@@ -339,16 +339,17 @@ def pooled(
     pairs: Sequence[Sequence[float]],  # differences, a sequence over seeds for each pair of networks
     delta: float = 0.0,
     margin: float | None = None,       # given: are they the same up to it, instead of more
+    unit: str = "points",              # a key of UNITS
 ) -> Rule:                             # of the mean over the pairs, each weighed equally
     "More (or the same) on the mean over pairs; the variance comes from the seeds within pairs"
     parts = [estimate(p) for p in pairs]
     seeds = min((p.seeds for p in parts), default=0)
-    if seeds < 3: return asked(Estimate(math.nan, math.nan, 0, seeds), _more(delta))
+    if seeds < 3: return asked(Estimate(math.nan, math.nan, 0, seeds), _more(delta), unit)
     squares = [(p.error / len(parts)) ** 2 for p in parts]
     welch = sum(s * s / p.df for s, p in zip(squares, parts))  # and Satterthwaite
     df = sum(squares) ** 2 / welch if welch else parts[0].df
     found = Estimate(float(np.mean([p.mean for p in parts])), math.sqrt(sum(squares)), df, seeds)
-    return asked(found, _more(delta) if margin is None else _same(margin))
+    return asked(found, _more(delta) if margin is None else _same(margin), unit)
 
 
 def rank(
@@ -383,6 +384,38 @@ def _partial_spearman(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> float:
     "Spearman's ρ of x and y with z held fixed"
     r = np.corrcoef([stats.rankdata(v) for v in (x, y, z)])
     return float((r[0, 1] - r[0, 2] * r[1, 2]) / math.sqrt((1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2)))
+
+
+def bootstrap_rank(
+    x: Sequence[float],  # (n,) a number for each network, n ≥ 5
+    y: Sequence[float],  # (n,)
+    more_than: Sequence[float] | float = 0.0,  # a number, or (n,) another quantity: ρ is to exceed that of x and this
+    draws: int = 2000,
+) -> Rule:               # of Spearman's ρ, or of the difference of the two
+    "Do y's ranks follow x's, or more closely than another quantity's do, however networks are resampled?"
+    points = np.array([x, y, *[more_than] * np.ndim(more_than)], dtype=float)
+    require(np.isfinite(points).all(), "a rank correlation needs a finite number for each network")
+    bound, n = 0.0 if np.ndim(more_than) else more_than, points.shape[1]
+    few = Verdict("undecided", seeds=n, why="fewer than 5 networks", unit="rho") if n else NOT_RUN
+    if n < 5: return Rule(lambda level: few)
+    resampled = points[:, np.random.default_rng(0).integers(n, size=(draws, n))]
+    return Rule(lambda level: _bootstrapped(_lead(points), _lead(resampled), bound, level, n))
+
+
+def _lead(points: np.ndarray) -> np.ndarray:
+    "Spearman's ρ of points[0] and points[1], less that of points[0] and points[2] where there are these; last axis"
+    ranks = stats.rankdata(points, axis=-1)
+    r = ranks - ranks.mean(-1, keepdims=True)
+    with np.errstate(invalid="ignore"): r /= np.sqrt((r * r).sum(-1, keepdims=True))  # nan where all are equal
+    first, *others = (r[0] * r[1:]).sum(-1)
+    return first - sum(others)
+
+
+def _bootstrapped(found: float, drawn: np.ndarray, bound: float, level: float, n: int) -> Verdict:
+    "By the percentiles of what was drawn"
+    low, high = (float(v) for v in np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2]))
+    said = "holds" if low > bound else "does not hold" if high < bound else "undecided"
+    return Verdict(said, float(found), low, high, n, unit="rho")
 
 
 def spread(

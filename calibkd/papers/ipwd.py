@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['COMMON', 'FIRST', 'METHODS', 'CONTROLS', 'VARIANTS', 'OBJECTIVES', 'ROWS', 'REVIEWED', 'TUNED', 'HEAVIER', 'MADE',
-           'Made', 'TABLES', 'ONE_STAGE', 'QUANTILES', 'CLASS_TRAITS', 'FEATURES', 'ELSEWHERE_BEST', 'VGG', 'presets',
-           'method', 'first_stage', 'mean_weight', 'row_run', 'seeds_of', 'train_rows', 'networks_of', 'weights_of',
-           'on_train', 'errs', 'weight_traits', 'weights_by_epoch', 'weight_table', 'weight_agreement', 'by_seed',
-           'entropy_range', 'step_costs', 'stopped', 'diverged', 'mean_by_class', 'class_shares', 'class_traits',
-           'spread_over_classes', 'class_spread', 'balanced_features', 'quarters', 'hits', 'weights_given',
-           'class_accuracy', 'by_quarter', 'families', 'same_style', 'printed_pair', 'accuracies', 'sound', 'gains',
-           'mean_gain', 'on_average', 'on_pairs', 'in_share', 'in_parts', 'differences', 'complete', 'by_row_and_seed',
-           'first_of_rows', 'best_rows', 'unbeaten', 'below_student', 'hurts_across', 'as_printed', 'caveat', 'changes',
-           'printed_changes', 'arrows', 'pair_panels']
+           'Made', 'MOBILE', 'TABLES', 'ONE_STAGE', 'BEHIND', 'ALONE', 'ONE_STAGE_ROWS', 'QUANTILES', 'CLASS_TRAITS',
+           'FEATURES', 'ELSEWHERE_BEST', 'VGG', 'presets', 'method', 'first_stage', 'mean_weight', 'row_run',
+           'seeds_of', 'pair_study', 'train_each', 'train_rows', 'networks_of', 'one_stage_runs', 'cost_of',
+           'first_losses', 'weights_of', 'on_train', 'errs', 'weight_traits', 'weights_by_epoch', 'weight_table',
+           'weight_agreement', 'by_seed', 'entropy_range', 'step_costs', 'stopped', 'diverged', 'mean_by_class',
+           'class_shares', 'class_traits', 'spread_over_classes', 'class_spread', 'balanced_features', 'quarters',
+           'hits', 'weights_given', 'class_accuracy', 'by_quarter', 'families', 'same_style', 'printed_pair',
+           'accuracies', 'sound', 'gains', 'mean_gain', 'on_average', 'on_pairs', 'in_share', 'in_parts', 'differences',
+           'complete', 'by_row_and_seed', 'first_of_rows', 'best_rows', 'unbeaten', 'below_student', 'hurts_across',
+           'as_printed', 'caveat', 'changes', 'printed_changes', 'arrows', 'pair_panels']
 
 # %% ../../nbs/lib/81_papers_ipwd.ipynb #ipwd0003
 import math
@@ -27,6 +28,8 @@ from types import SimpleNamespace
 from torch import Tensor
 from typing import Any
 from ..diagnostics.separations import centroids_of, penultimate_features
+from ..batches import as_input
+from ..calibrators import LS, PSKD
 from ..distillers.contrast import CRD
 from ..distillers.features import AB, AT, FitNet, FT, NST, Paraphrase, ReviewKD, VID
 from ..distillers.logits import KD
@@ -37,11 +40,12 @@ from ..exhibits.judge import always, both, k_of_n, more, none_of, NOT_RUN, poole
 from ..exhibits.tables import mean_sd
 from ..metrics import METRICS
 from ..plots.page import inches, wrapped
-from ..objectives import NLL, Objective
+from ..objectives import Batch, NLL, Objective
 from ..runs import Run
 from ..store import Store
 from ..studies import along, arrow, printed_table, Study, study
 from ..sweep import Results, train
+from ..training import Member
 from ..words import pick, require
 
 # %% ../../nbs/lib/81_papers_ipwd.ipynb #ipwd0005
@@ -180,28 +184,45 @@ def seeds_of(
 
 
 Made = dict[tuple[str, str], Results]  # by pair and row
+MOBILE = dict.fromkeys(("MobileNetV2-0.5", "ShuffleNetV1", "ShuffleNetV2"), "crd_mobile")  # recipes instead of crd
+
+
+def pair_study(
+    pair: str,           # "teacher>student"
+    p: SimpleNamespace,  # the exhibit's parameters
+) -> Study:
+    "The study of a pair; where the recipe is that of CRD, mobile networks have its lower learning rate"
+    return study(SimpleNamespace(**vars(along(pair, p)) | {"recipes": MOBILE if p.recipe == "crd" else {}}))
+
+
+def train_each(
+    runs: Mapping[tuple[str, str], list[Run]],  # by pair and row
+) -> Made:
+    "Train the runs of all rows at once"
+    done = train([run for own in runs.values() for run in own])
+    return {key: Results(own, done.store, done.trained * (i == 0)) for i, (key, own) in enumerate(runs.items())}
 
 
 def train_rows(
     p: SimpleNamespace,  # pairs: {"teacher>student": rows}, and what `along` and `seeds_of` take
 ) -> Made:
     "Train the networks of all rows"
-    studies = {pair: study(along(pair, p)) for pair in p.pairs}
+    studies = {pair: pair_study(pair, p) for pair in p.pairs}
     keys, made = [(pair, name) for pair, names in p.pairs.items() for name in names], {}
     late = [key for key in keys if key[1] == HEAVIER]
     for part in filter(None, ([key for key in keys if key not in late], late)):
-        runs = {(pair, name): [row_run(studies[pair], name, s, p) for s in seeds_of(name, pair, p)] for pair, name in part}
-        done = train([r for own in runs.values() for r in own])
-        made |= {key: Results(own, done.store, done.trained * (i == 0)) for i, (key, own) in enumerate(runs.items())}
+        made |= train_each({(pair, name): [row_run(studies[pair], name, s, p) for s in seeds_of(name, pair, p)]
+                            for pair, name in part})
     return {key: made[key] for key in keys}
 
 
 def networks_of(
     made: Made,
     *metrics: str,
-) -> pd.DataFrame:  # pair, row, seed, metrics: a line for each network
+    n_bins: int = 10,  # as the paper, which follows PS-KD
+) -> pd.DataFrame:     # pair, row, seed, metrics: a line for each network
     "The networks of all rows as one table"
-    own = lambda pair, name, results: results.table(*metrics).assign(pair=pair, row=name)
+    own = lambda pair, name, results: results.table(*metrics, n_bins=n_bins).assign(pair=pair, row=name)
     table = pd.concat([own(*key, results) for key, results in made.items()], ignore_index=True)
     return table[["pair", "row", "seed", *metrics]]
 
@@ -226,15 +247,65 @@ _TABLE3 = printed_table("""
     """, ("Teacher", "Student", "IPWD*", "IPWD†", "IPWD", "KD"))
 TABLES = {"table1": _TABLE1, "table2": _TABLE2, "table3": _TABLE3}  # {pair: {row: top-1 in %}}; Table 4 is in table3
 ONE_STAGE = printed_table("""
-    PreActResNet18/CE         24.18 6.90 1.10 11.84 67.65
-    PreActResNet18/LS         20.94 6.02 .98 10.79 57.74
-    PreActResNet18/PSKD       20.82 5.10 .76 1.77 52.10
-    PreActResNet101/CE        20.75 5.28 .89 10.02 55.45
-    PreActResNet101/PSKD      19.43 4.30 .74 6.92 49.01
-    DenseNet-121/CE           20.05 4.99 .82 7.34 52.21
-    DenseNet-121/PSKD         18.73 3.90 .69 3.71 45.55
-    ResNeXt-29-8x64/CE        18.65 4.47 .74 4.17 44.27
-    ResNeXt-29-8x64/PSKD      17.28 3.60 .72 9.18 40.19""", ("top-1 error", "top-5 error", "nll", "ece", "aurc"))
+    PreActResNet18-PSKD/CE       24.18 6.90 1.10 11.84 67.65
+    PreActResNet18-PSKD/LS       20.94 6.02 .98 10.79 57.74
+    PreActResNet18-PSKD/PS-KD    20.82 5.10 .76 1.77 52.10
+    PreActResNet101-PSKD/CE      20.75 5.28 .89 10.02 55.45
+    PreActResNet101-PSKD/PS-KD   19.43 4.30 .74 6.92 49.01
+    DenseNet-121/CE              20.05 4.99 .82 7.34 52.21
+    DenseNet-121/PS-KD           18.73 3.90 .69 3.71 45.55
+    ResNeXt-29-8x64/CE           18.65 4.47 .74 4.17 44.27
+    ResNeXt-29-8x64/PS-KD        17.28 3.60 .72 9.18 40.19""", ("top-1 error", "top-5 error", "nll", "ece", "aurc"))
+
+# %% ../../nbs/lib/81_papers_ipwd.ipynb #onestage02
+BEHIND = ("K", "more_seeds", "checkpoint")  # of the settings above: no exhibit on one stage needs them
+_PUBLISHED = ["PreActResNet18-PSKD", "PreActResNet101-PSKD", "DenseNet-121", "ResNeXt-29-8x64"]
+_ALONE = {  # what they add, and change
+    "smoke": dict(nets=["resnet8"], further={}), "quick": dict(nets=["resnet20"], further={}),
+    "real": dict(nets=["resnet20"], further={"fashionmnist": 6000}, epochs={"resnet20": 40, "WRN-16-1": 40}),
+    "paper": dict(nets=_PUBLISHED, further={}, epochs=dict.fromkeys(_PUBLISHED, 300), recipe="pskd"),
+}
+ALONE = {  # presets
+    name: {k: v for k, v in own.items() if k not in BEHIND} | _ALONE[name] for name, own in COMMON.items()}
+ONE_STAGE_ROWS: dict[str, Callable[[int], Objective]] = {  # of the number of epochs
+    "CE": lambda epochs: NLL(), "LS": lambda epochs: LS(), "PS-KD": lambda epochs: PSKD(),
+    "PS-KD + IPWD": lambda epochs: IPWD(task=PSKD()),
+    "PS-KD + IPWD late": lambda epochs: IPWD(task=PSKD(), start_epoch=epochs // 2),
+}
+
+
+def one_stage_runs(
+    p: SimpleNamespace,  # nets, further, and what `along` takes
+) -> dict[tuple[str, str], list[Run]]:  # by case (a network, on further data with their name before it) and row
+    "The networks of all rows, trained without a teacher: one for each seed"
+    cases = {net: along(f"{net}>{net}", p) for net in p.nets}
+    for name, images in p.further.items():
+        at = SimpleNamespace(**vars(p) | {"images": images})
+        cases |= {f"{name}: {net}": along(f"{name}: {net}>{net}", at) for net in p.nets}
+    return {(case, row): [study(own).direct_run(method(own.student_epochs), seed) for seed in p.seeds]
+            for case, own in cases.items() for row, method in ONE_STAGE_ROWS.items()}
+
+
+def cost_of(
+    made: Made,          # trained at once
+) -> dict[str, Any]:     # as `Exhibit.save` takes it
+    "What training the networks of all rows took"
+    last = [*made.values()][-1]
+    return Results([run for own in made.values() for run in own], last.store, last.trained).meta()
+
+
+def first_losses(
+    run: Run,              # of IPWD around PS-KD
+) -> dict[str, float]:     # nats: `loss`, and cross-entropies of the `network` and of the extra `head`
+    "What the untrained network loses on its first samples in the first epoch"
+    data, run = run.dataset.load(), replace(run, recipe=replace(run.recipe, precision="fp64"))
+    member, index = Member(run, data, torch.device("cpu")), torch.arange(min(run.recipe.batch, len(data.train)))
+    x, y = as_input(data.normalise(data.train.x[index]), member.kind), data.train.labels[index]
+    seen = member.look(Batch(x, y, index, 0, run.recipe.epochs), torch.Generator(), None)
+    loss = run.objective.loss(seen)
+    outputs = run.objective.outputs(seen.state["IPWD"], seen)
+    network, head = (torch.nn.functional.cross_entropy(logits, y) for logits in outputs)
+    return {k: v.item() for k, v in dict(loss=loss, network=network, head=head).items()}
 
 # %% ../../nbs/lib/81_papers_ipwd.ipynb #ablation02
 import itertools

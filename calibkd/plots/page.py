@@ -91,7 +91,7 @@ DISTILLERS = {name: (colour, mark) for colour, names in _SEEN.items() for name, 
 _STUDENTS = {f"KD{plus}{m}": m for m in METHODS for plus in ("+", " + ")}
 _STUDENTS |= {"KD(UC)": "NLL", "KD(C)": "MDCA", "KD(UC)+TS": "TS", "Student": "scratch"}
 _DIRECT = {m + end: m for m in METHODS for end in ("", " teacher")}
-_DIRECT |= {"CE+TS": "TS", "PS-KD": "PSKD", "no teacher": "scratch"}
+_DIRECT |= {"CE": "NLL", "CE+TS": "TS", "PS-KD": "PSKD", "no teacher": "scratch"}
 
 
 def method_look(

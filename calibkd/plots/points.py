@@ -128,18 +128,22 @@ def dots(
     over: str | Sequence[str] = "seed",  # columns to average over
     order: Mapping[str, Sequence] | None = None,  # column: its levels, in this order
     band: str | None = "interval",  # bars: the mean's 95 % interval, or "sd", or None
+    ncols: int | None = None,  # panels side by side; None: all
     size: tuple[float, float] | None = None,  # width and height in inches
-) -> tuple[Figure, np.ndarray]:  # the figure and its axes (1, metrics)
+) -> tuple[Figure, np.ndarray]:  # the figure and its axes (rows of panels, ncols)
     "Means of named rows as dots on their bars, one row below the other, perhaps beside printed numbers"
     check_table(table, [rows, hue, *names_of(x)])
     stats = summary(table, [n for n in (rows, hue) if n], x, percent, over)
     stats, metrics = stats.assign(spread=spread_of(stats, band)), names_of(x)
     found = _sorted_rows(stats, rows, metrics[0]) if sort else levels(stats, rows, order)
     hues = levels(stats, hue, order) if hue else found
-    height = 0.8 + len(found) * max(0.2, 0.13 * len(hues) if hue else 0)
-    size = size or (WIDE if len(metrics) > 1 else COLUMN, height)
-    fig, axes = subplots(1, len(metrics), size=size, sharey=True)
-    for ax, metric in zip(axes[0], metrics):
+    across = ncols or len(metrics)
+    down = -(-len(metrics) // across)
+    height = 0.35 + down * (0.45 + len(found) * max(0.2, 0.13 * len(hues) if hue else 0))
+    size = size or (WIDE if across > 1 else COLUMN, height)
+    fig, axes = subplots(down, across, size=size, sharey=True)
+    for ax in axes.flat[len(metrics):]: ax.set_axis_off()
+    for ax, metric in zip(axes.flat, metrics):
         _draw_rows(ax, stats[stats.metric == metric], rows, found, hue, hues)
         if reference is not None: _draw_printed(ax, reference[metric].mul(scale(metric, percent)).dropna(), found)
         if zero: ax.axvline(0, color="0.3", linewidth=1, label=zero, zorder=1)

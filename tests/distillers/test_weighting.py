@@ -185,6 +185,17 @@ def test_the_past_of_ps_kd_is_weighed_and_its_labels_are_not():
     torch.testing.assert_close(objective.loss(seen), .6 * F.cross_entropy(seen.logits, seen.labels) + .4 * soft + F.cross_entropy(cls, seen.labels))
 
 
+@pytest.mark.parametrize("changes", [{}, {"start_epoch": 3}, {"weights": "permuted"}, {"standardise": False}])
+def test_under_ipwd_ps_kd_starts_as_cross_entropy_whatever_the_weights(changes):
+    seen = of(IPWD(task=PSKD(), detach_cls=True, **changes), epochs=4)
+    z = seen.logits.detach().requires_grad_()
+    seen = replace(seen, student=replace(seen.student, logits=z))
+    loss, plain = IPWD(task=PSKD(), detach_cls=True, **changes).loss(seen), F.cross_entropy(z, seen.labels)
+    head = F.cross_entropy(seen.state["IPWD"]["cls"](seen.student.features["pooled"]), seen.labels)
+    assert abs(loss - head - plain) <= 1e-6
+    torch.testing.assert_close(torch.autograd.grad(loss, z), torch.autograd.grad(plain, z), rtol=0, atol=1e-6)
+
+
 def with_maps(objective):
     "The same batch with maps, too, of a student and a teacher of one shape"
     shapes, g = [(4, 6, 6), (6, 3, 3)], torch.Generator().manual_seed(6)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
-from calibkd.exhibits.judge import (LEVEL, NOT_RUN, Estimate, Rule, Verdict, always, both, by_ece, cannot, estimate, every, factor, k_of_n, more,
+from calibkd.exhibits.judge import (LEVEL, NOT_RUN, Estimate, Rule, Verdict, always, bootstrap_rank, both, by_ece, cannot, estimate, every, factor, k_of_n, more,
                                     most, not_worse, partial_rank, partly, pooled, rank, same, side, spread)
 
 DRAWS = 10_000
@@ -39,6 +39,31 @@ def test_the_other_rules_keep_their_level_too(name, rule, shape):
     said = verdicts(rule, data)
     decided = said == "holds" if name in ("rank", "most") else said != "undecided"
     assert decided.mean() <= .06, (name, decided.mean())
+
+
+@pytest.mark.parametrize("n", [8, 15, 30])
+@pytest.mark.parametrize("alike", [False, True], ids=["a number", "another quantity"])
+def test_ranks_by_bootstrap_keep_their_level(n, alike):
+    "x and y are unrelated; or y and z are equally close to x"
+    data = np.random.default_rng(n).normal(size=(600, 3, n))
+    rule = (lambda x, y, z: bootstrap_rank(x, x + y, x + z, draws=400)) if alike else lambda x, y, z: bootstrap_rank(x, y, draws=400)
+    wrong = np.mean([rule(*d).at().verdict != "undecided" for d in data])
+    assert wrong <= .05 + 2 * math.sqrt(.05 * .95 / 600)
+
+
+def test_ranks_by_bootstrap():
+    rng, n = np.random.default_rng(5), 15
+    x = rng.normal(size=n)
+    near, far = x + rng.normal(0, .3, n), x + rng.normal(0, 3., n)
+    found = bootstrap_rank(x, near).at()
+    assert found.verdict == "holds" and found.estimate == pytest.approx(stats.spearmanr(x, near).statistic) and found.low < found.estimate <= found.high and found.seeds == n
+    assert bootstrap_rank(x, -near).at().verdict == "does not hold" and bootstrap_rank(x, near, .99).at().verdict != "holds"
+    lead = bootstrap_rank(x, near, far).at()
+    assert lead.verdict == "holds" and bootstrap_rank(x, far, near).at().verdict == "does not hold"
+    assert lead.estimate == pytest.approx(stats.spearmanr(x, near).statistic - stats.spearmanr(x, far).statistic)
+    assert bootstrap_rank(x, near).at(.99).low < found.low and bootstrap_rank(x, near).at() == found, "the same draws each time"
+    assert bootstrap_rank([], []).at().verdict == "not run" and bootstrap_rank(x[:4], near[:4]).at().why == "fewer than 5 networks"
+    with pytest.raises(ValueError, match="finite"): bootstrap_rank([1., math.nan, 3., 4., 5.], range(5))
 
 
 @pytest.mark.parametrize("looks", [1, 2, 3])
@@ -83,7 +108,7 @@ def test_rules_agree_with_scipy():
     x, y = np.random.default_rng(1).normal(size=(2, 5, 9))
     assert np.isclose(rank(x, y).at().estimate, np.mean([stats.spearmanr(*r).statistic for r in zip(x, y)]))
     one = [pooled([a]).at(), more(a, 0.).at()]
-    assert np.isclose(one[0].low, one[1].low) and one[0].seeds == 7
+    assert np.isclose(one[0].low, one[1].low) and one[0].seeds == 7 and pooled([a], unit="number").at().unit == "number"
 
 
 @pytest.mark.parametrize("rule, said", [

@@ -304,6 +304,15 @@ def test_dots_stand_in_their_intervals_and_printed_numbers_are_hollow():
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in hollow] == [(5, 0)] and paper_ready(fig)
 
 
+def test_dots_of_many_metrics_stand_in_several_rows_of_panels():
+    table = invented(Ts=(1,), alphas=(.9,)).assign(nll=1., brier=.5)
+    printed = pd.DataFrame({"NLL": {"ece": .1}, "MDCA": {}}, index=["top1", "ece", "nll", "brier", "posterior"]).T.dropna(how="all")
+    fig, axes = plots.dots(table.assign(posterior=.2), "teacher", [*printed], reference=printed, ncols=2)
+    assert axes.shape == (3, 2) and [ax.axison for ax in axes.flat] == [True] * 5 + [False] and paper_ready(fig)
+    hollow = [line for line in axes[0, 1].lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
+    assert [line.get_xdata()[0] for line in hollow] == [10.]
+
+
 def test_one_seed_has_a_dot_without_a_bar():
     fig, axes = plots.dots(invented(Ts=(1,), alphas=(.9,), seeds=(0,)), "teacher", ["ece", "top1"], sort=True)
     assert all(np.isnan(c.get_segments()).all() for c in axes[0, 0].collections) and paper_ready(fig)
