@@ -71,7 +71,10 @@ class Recipe:
     crd_mobile: ClassVar["Recipe"]
     pskd: ClassVar["Recipe"]
     uncal: ClassVar["Recipe"]
+    essence: ClassVar["Recipe"]
+    essence_few: ClassVar["Recipe"]
     quick: ClassVar["Recipe"]
+    quick_steps: ClassVar["Recipe"]
 
     def __post_init__(self) -> None:
         vars(self).update(vars(plain_numbers(self)) | {"milestones": tuple(map(plain_numbers, self.milestones))})
@@ -111,10 +114,14 @@ Recipe.crd_mobile = replace(Recipe.crd, lr=0.01)  # Tian et al. 2020, for Mobile
 Recipe.review = replace(Recipe.crd, batch=128, lr=0.1, nesterov=True)  # Chen et al. 2021
 Recipe.pskd = Recipe(epochs=300, nesterov=True)  # Kim et al. 2021: lr .1, ×.1 at 150 and 225; Nesterov by their code
 Recipe.uncal = Recipe(epochs=240, batch=64, schedule="cosine")  # uncalibrated teacher, section 4
+Recipe.essence = Recipe(epochs=200)  # Essence of Distilling Knowledge: epochs as stated, the rest not, ×.1 at 100 and 150
+Recipe.essence_few = Recipe(epochs=100)  # its few-trained teachers: decay from epoch 50 on
 Recipe.quick = Recipe(epochs=40, batch=64, schedule="cosine", warmup=0.3, nesterov=True)  # our own, for small data
+Recipe.quick_steps = replace(Recipe.quick, schedule="step")  # the same where a training is stopped early
 RECIPES = {"kdc_cifar": Recipe.kdc_cifar, "kdc_large": Recipe.kdc_large, "kdc_tiny": Recipe.kdc_tiny, "crd": Recipe.crd,
            "crd_mobile": Recipe.crd_mobile, "review": Recipe.review, "pskd": Recipe.pskd, "uncal": Recipe.uncal,
-           "quick": Recipe.quick}
+           "essence": Recipe.essence, "essence_few": Recipe.essence_few, "quick": Recipe.quick,
+           "quick_steps": Recipe.quick_steps}
 
 # %% ../nbs/lib/40_runs.ipynb #97d73d7f
 def named_recipe(

@@ -292,10 +292,11 @@ def tempered(
     results: Results,
     temperatures: Sequence[float],  # by which the logits are divided
     *metrics: str,
-    part: Part = None,              # positions in the test split; None: all of it
+    split: str = "test",            # or "val"
+    part: Part = None,              # positions in the split; None: all of it
 ) -> pd.DataFrame:                  # a row for each temperature and run: what it is, `tau`, the metrics
     "How runs do with a temperature on top"
-    at = lambda tau: Rescaled(results.runs, results.store, tau).table(*metrics, part=part).assign(tau=tau)
+    at = lambda tau: Rescaled(results.runs, results.store, tau).table(*metrics, split=split, part=part).assign(tau=tau)
     return pd.concat([at(tau) for tau in positive(temperatures)], ignore_index=True)
 
 # %% ../nbs/lib/70_studies.ipynb #222fc0db

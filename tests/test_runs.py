@@ -88,7 +88,8 @@ def test_adamw_is_torchs(monkeypatch):
 
 def test_recipes_have_names_and_stand_on_the_class():
     assert {name: named_recipe(name) for name in RECIPES} == {name: getattr(Recipe, name) for name in RECIPES}
-    assert set(RECIPES) == {"kdc_cifar", "kdc_large", "kdc_tiny", "crd", "crd_mobile", "review", "pskd", "uncal", "quick"}
+    papers = {"kdc_cifar", "kdc_large", "kdc_tiny", "crd", "crd_mobile", "review", "pskd", "uncal", "essence", "essence_few"}
+    assert set(RECIPES) == papers | {"quick", "quick_steps"}
     rates = {e: learning_rate(Recipe.pskd, e, 300) for e in (0, 149, 150, 224, 225, 299)}
     assert [*rates.values()] == pytest.approx([.1, .1, .01, .01, .001, .001]) and Recipe.crd_mobile == replace(Recipe.crd, lr=.01)
 

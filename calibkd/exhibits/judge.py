@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'LEVEL', 'MOST', 'UNITS', 'NOT_RUN', 'Test', 'NEAR', 'Verdict', 'cannot', 'Rule', 'quantile', 'Estimate',
            'estimate', 'paired', 'decided', 'seeds_needed', 'ruling', 'asked', 'more', 'not_worse', 'same', 'factor',
-           'always', 'every', 'most', 'k_of_n', 'none_of', 'both', 'partly', 'pooled', 'rank', 'partial_rank',
+           'always', 'every', 'most', 'k_of_n', 'none_of', 'both', 'partly', 'pooled', 'rank', 'partial_rank', 'rhos',
            'bootstrap_rank', 'spread', 'Side', 'side', 'lowest', 'at_floor', 'by_ece']
 
 # %% ../../nbs/lib/61_exhibits_judge.ipynb #434d4f1d
@@ -241,14 +241,15 @@ def _cells(cells: Sequence[Sequence[float]], least: int = 1) -> np.ndarray | Non
 def every(
     cells: Sequence[Sequence[float]],  # (K, n) differences, right if positive
     unit: str = "points",
+    delta: float = 0.0,                # by how much at least, on the mean over the cells
 ) -> Rule:                             # estimate and interval of the mean over the cells
     "Is the difference positive in every cell?"
     d = _cells(cells)
-    return Rule(lambda level: NOT_RUN if d is None else _every(d, level, unit))
+    return Rule(lambda level: NOT_RUN if d is None else _every(d, level, unit, delta))
 
 
-def _every(d: np.ndarray, level: float, unit: str) -> Verdict:
-    whole, parts = more(d.mean(0), 0.0, unit=unit).at(level), [estimate(row) for row in d]
+def _every(d: np.ndarray, level: float, unit: str, delta: float) -> Verdict:
+    whole, parts = more(d.mean(0), 0.0, delta, unit).at(level), [estimate(row) for row in d]
     if whole.seeds < 3: return whole
     strict = 1 - (1 - level) / len(d)
     wrong = sum(p.ends(strict)[1] < 0 for p in parts)
@@ -358,7 +359,7 @@ def rank(
     delta: float = 0.3,
 ) -> Rule:                         # of Spearman's ρ, one for each seed
     "Do y's ranks follow x's?"
-    return more([stats.spearmanr(*row).statistic for row in zip(_five(x), _five(y))], 0.0, delta, "rho")
+    return more(rhos(x, y), 0.0, delta, "rho")
 
 
 def partial_rank(
@@ -368,7 +369,17 @@ def partial_rank(
     delta: float = 0.3,
 ) -> Rule:                         # of Spearman's partial ρ, one for each seed
     "Do y's ranks follow x's among points of equal z?"
-    return more([_partial_spearman(*row) for row in zip(_five(x), _five(y), _five(z))], 0.0, delta, "rho")
+    return more(rhos(x, y, z), 0.0, delta, "rho")
+
+
+def rhos(
+    x: Sequence[Sequence[float]],  # (n, m): for each seed m points, m ≥ 5
+    y: Sequence[Sequence[float]],  # (n, m)
+    z: Sequence[Sequence[float]] | None = None,  # (n, m) what is held fixed; None: nothing
+) -> list[float]:                  # (n,) from -1 to 1
+    "Spearman's ρ, or the partial one, for each seed"
+    if z is None: return [stats.spearmanr(*row).statistic for row in zip(_five(x), _five(y))]
+    return [_partial_spearman(*row) for row in zip(_five(x), _five(y), _five(z))]
 
 
 def _five(points: Sequence[Sequence[float]]) -> np.ndarray:
