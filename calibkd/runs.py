@@ -114,7 +114,7 @@ Recipe.crd_mobile = replace(Recipe.crd, lr=0.01)  # Tian et al. 2020, for Mobile
 Recipe.review = replace(Recipe.crd, batch=128, lr=0.1, nesterov=True)  # Chen et al. 2021
 Recipe.pskd = Recipe(epochs=300, nesterov=True)  # Kim et al. 2021: lr .1, ×.1 at 150 and 225; Nesterov by their code
 Recipe.uncal = Recipe(epochs=240, batch=64, schedule="cosine")  # uncalibrated teacher, section 4
-Recipe.essence = Recipe(epochs=200)  # Essence of Distilling Knowledge: epochs as stated, the rest not, ×.1 at 100 and 150
+Recipe.essence = Recipe(epochs=200)  # essence: the epochs are stated, the rest is not, ×.1 at 100 and 150
 Recipe.essence_few = Recipe(epochs=100)  # its few-trained teachers: decay from epoch 50 on
 Recipe.quick = Recipe(epochs=40, batch=64, schedule="cosine", warmup=0.3, nesterov=True)  # our own, for small data
 Recipe.quick_steps = replace(Recipe.quick, schedule="step")  # the same where a training is stopped early
