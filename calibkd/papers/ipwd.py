@@ -16,8 +16,11 @@ __all__ = ['COMMON', 'FIRST', 'DISTILLED', 'CONTROLS', 'VARIANTS', 'OBJECTIVES',
            'as_printed', 'caveat', 'changes', 'printed_changes', 'arrows', 'pair_panels']
 
 # %% ../../nbs/lib/81_papers_ipwd.ipynb #ipwd0003
+import functools
+import itertools
 import math
 import numpy as np
+import operator
 import pandas as pd
 import re
 import torch
@@ -287,11 +290,10 @@ def one_stage_runs(
 
 
 def cost_of(
-    made: Made,          # trained at once
+    made: Made,
 ) -> dict[str, Any]:     # as `Exhibit.save` takes it
     "What training the networks of all rows took"
-    last = [*made.values()][-1]
-    return Results([run for own in made.values() for run in own], last.store, last.trained).meta()
+    return functools.reduce(operator.add, made.values()).meta()
 
 
 def first_losses(
