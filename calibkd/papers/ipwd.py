@@ -23,16 +23,19 @@ import numpy as np
 import operator
 import pandas as pd
 import re
+import time
 import torch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from matplotlib.figure import Figure
-from types import SimpleNamespace
 from torch import Tensor
+from torch.nn import functional as F
+from types import SimpleNamespace
 from typing import Any
-from ..diagnostics.separations import centroids_of, penultimate_features
-from ..batches import as_input
+from ..augment import views
+from ..batches import as_input, Batches, generator
 from ..calibrators import LS, PSKD
+from ..diagnostics.separations import centroids_of, penultimate_features
 from ..distillers.contrast import CRD
 from ..distillers.features import AB, AT, FitNet, FT, NST, Paraphrase, ReviewKD, VID
 from ..distillers.logits import KD
@@ -41,9 +44,11 @@ from ..distillers.weighting import IPWD, LA, WSLD
 from ..exhibits.claims import in_numbers, in_verdict
 from ..exhibits.judge import always, both, k_of_n, more, none_of, NOT_RUN, pooled, Rule, side, Verdict
 from ..exhibits.tables import mean_sd
-from ..metrics import METRICS
+from ..inference import fixed_threads, logits_of, Teacher
+from ..metrics import METRICS, spearman
+from ..objectives import Batch, NLL, Objective, wants
+from ..places import device
 from ..plots.page import inches, wrapped
-from ..objectives import Batch, NLL, Objective
 from ..runs import Run
 from ..store import Store
 from ..studies import along, arrow, printed_table, Study, study
@@ -308,22 +313,6 @@ def first_losses(
     outputs = run.objective.outputs(seen.state["IPWD"], seen)
     network, head = (torch.nn.functional.cross_entropy(logits, y) for logits in outputs)
     return {k: v.item() for k, v in dict(loss=loss, network=network, head=head).items()}
-
-# %% ../../nbs/lib/81_papers_ipwd.ipynb #ablation02
-import itertools
-import math
-import time
-import numpy as np
-from ..augment import views
-from ..batches import Batches, generator
-from ..inference import fixed_threads, logits_of, Teacher
-from ..metrics import spearman
-from ..objectives import Batch, wants
-from ..places import device
-from ..training import Member
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 # %% ../../nbs/lib/81_papers_ipwd.ipynb #ablation03
 def weights_of(
