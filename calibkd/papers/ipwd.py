@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['COMMON', 'FIRST', 'DISTILLED', 'CONTROLS', 'VARIANTS', 'OBJECTIVES', 'ROWS', 'REVIEWED', 'TUNED', 'HEAVIER', 'MADE',
            'Made', 'MOBILE', 'TOP1', 'ONE_STAGE', 'BEHIND', 'ALONE', 'ONE_STAGE_ROWS', 'QUANTILES', 'CLASS_TRAITS',
-           'FEATURES', 'ELSEWHERE_BEST', 'VGG_PAIR', 'presets', 'method', 'first_stage', 'mean_weight', 'row_run',
-           'seeds_of', 'pair_study', 'train_each', 'train_rows', 'networks_of', 'one_stage_runs', 'cost_of',
-           'first_losses', 'weights_of', 'on_train', 'errs', 'weight_traits', 'weights_by_epoch', 'weight_table',
-           'weight_agreement', 'by_seed', 'entropy_range', 'step_costs', 'stopped', 'diverged', 'mean_by_class',
-           'class_shares', 'class_traits', 'spread_over_classes', 'class_spread', 'balanced_features', 'quarters',
-           'hits', 'weights_given', 'class_accuracy', 'by_quarter', 'families', 'same_style', 'printed_pair',
-           'accuracies', 'sound', 'gains', 'mean_gain', 'on_average', 'on_pairs', 'in_share', 'in_parts', 'differences',
-           'whole_pairs', 'by_row_and_seed', 'first_of_rows', 'best_rows', 'unbeaten', 'below_student', 'hurts_across',
-           'as_printed', 'caveat', 'changes', 'printed_changes', 'arrows', 'pair_panels']
+           'FEATURES', 'ELSEWHERE_BEST', 'presets', 'method', 'first_stage', 'mean_weight', 'row_run', 'seeds_of',
+           'pair_study', 'train_each', 'train_rows', 'networks_of', 'one_stage_runs', 'cost_of', 'first_losses',
+           'weights_of', 'on_train', 'errs', 'weight_traits', 'weights_by_epoch', 'weight_table', 'weight_agreement',
+           'by_seed', 'entropy_range', 'step_costs', 'stopped', 'diverged', 'mean_by_class', 'class_shares',
+           'class_traits', 'spread_over_classes', 'class_spread', 'balanced_features', 'quarters', 'hits',
+           'weights_given', 'class_accuracy', 'by_quarter', 'families', 'same_style', 'printed_pair', 'accuracies',
+           'sound', 'gains', 'mean_gain', 'on_average', 'on_pairs', 'in_share', 'in_parts', 'differences', 'fully_run',
+           'by_row_and_seed', 'first_of_rows', 'best_rows', 'unbeaten', 'below_student', 'hurts_across', 'as_printed',
+           'caveat', 'changes', 'printed_changes', 'arrows', 'pair_panels']
 
 # %% ../../nbs/lib/81_papers_ipwd.ipynb #ipwd0003
 import functools
@@ -706,10 +706,10 @@ def _differ(networks: pd.DataFrame, a: str, b: str, pair: str) -> dict[str, Any]
 # %% ../../nbs/lib/81_papers_ipwd.ipynb #table1_11
 FEATURES = tuple(name for name in ROWS[2:] if name not in ("KD", "WSLD", "IPWD"))
 ELSEWHERE_BEST = {("resnet110>resnet20", "CRD")}  # who is ahead of IPWD in the paper
-VGG_PAIR = "VGG13>MobileNetV2-0.5"
+_VGG = "VGG13>MobileNetV2-0.5"
 
 
-def whole_pairs(
+def fully_run(
     networks: pd.DataFrame,
 ) -> pd.DataFrame:
     "The pairs on which all rows of Table 1 were run, without methods that diverged"
@@ -746,7 +746,7 @@ def best_rows(
     share: float = .75,      # of the pairs
 ) -> Rule:
     "Is IPWD the best row?"
-    return on_pairs([first_of_rows(own) for _, own in whole_pairs(networks).groupby("pair", sort=False)], share)
+    return on_pairs([first_of_rows(own) for _, own in fully_run(networks).groupby("pair", sort=False)], share)
 
 
 def unbeaten(
@@ -756,7 +756,7 @@ def unbeaten(
     "Does no other row beat it on any pair?"
     met = [more(d, 0.) for rival in ROWS[1:] if rival != row for pair, d in gains(sound(networks), rival, row).items()
            if (pair, rival) not in ELSEWHERE_BEST]
-    return both(none_of(met), *[_NOTHING] * whole_pairs(networks).empty) if met else _NOTHING
+    return both(none_of(met), *[_NOTHING] * fully_run(networks).empty) if met else _NOTHING
 
 
 def below_student(
@@ -764,7 +764,7 @@ def below_student(
     across: bool,            # styles, or within one
 ) -> pd.Series:              # by seed; empty where no such pair is complete
     "The share of feature methods that are worse than the student alone"
-    parts = [by_row_and_seed(own) for pair, own in whole_pairs(networks).groupby("pair", sort=False)
+    parts = [by_row_and_seed(own) for pair, own in fully_run(networks).groupby("pair", sort=False)
              if same_style(pair) != across]
     return mean_gain([part.filter(FEATURES).lt(part["Student"], axis=0).mean(axis=1) for part in parts])
 
@@ -774,7 +774,7 @@ def hurts_across(
 ) -> Rule:
     "Are more methods worse than the student alone across styles, in every seed, AT and NST of them on VGG's pair?"
     worse, alike = below_student(networks, True).align(below_student(networks, False), join="inner")
-    at_vgg = [more(gains(sound(networks), "Student", m).get(VGG_PAIR, []), 0.) for m in ("AT", "NST")]
+    at_vgg = [more(gains(sound(networks), "Student", m).get(_VGG, []), 0.) for m in ("AT", "NST")]
     return both(always(worse > alike), *at_vgg)
 
 

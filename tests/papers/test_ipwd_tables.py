@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from calibkd.exhibits import Notebook
-from calibkd.papers.ipwd import HEAVIER, ROWS, TOP1, best_rows, whole_pairs, diverged, gains, row_run, sound, unbeaten
+from calibkd.papers.ipwd import HEAVIER, ROWS, TOP1, best_rows, fully_run, diverged, gains, row_run, sound, unbeaten
 from calibkd.studies import along, study
 
 IPWD = Path(__file__).parents[2] / "nbs" / "ipwd"
@@ -33,7 +33,7 @@ def made_up(seeds=6, **lower):
 def test_a_method_that_diverged_in_one_seed_is_left_out_and_the_others_are_still_judged():
     fallen = made_up(NST=.5)
     assert {*fallen[diverged(fallen)].row} == {"NST"} and "NST" not in {*sound(fallen).row}
-    assert {*whole_pairs(fallen).row} == {*ROWS} - {"NST"} and not gains(sound(fallen), "NST", "KD")
+    assert {*fully_run(fallen).row} == {*ROWS} - {"NST"} and not gains(sound(fallen), "NST", "KD")
     assert best_rows(fallen).at().verdict == unbeaten(fallen).at().verdict == "holds"
 
 
