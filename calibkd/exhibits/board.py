@@ -7,7 +7,7 @@ __all__ = ['SIGNS', 'PLURALS', 'EARLIER', 'DECIDED', 'HEAD', 'FILE', 'ABOUT_PAGE
            'saved', 'everything_saved', 'duration', 'effort', 'on_board', 'judged', 'is_earlier', 'counted', 'of_paper',
            'holding', 'in_signs', 'decisive', 'decisions', 'only_claims', 'escaped', 'markdown_table', 'data_of',
            'circumstances', 'verdict_cell', 'row_for', 'claims_of', 'notebook_of', 'part_of_page', 'sections',
-           'results_page', 'drawn', 'pictured', 'question', 'joint', 'with_signs', 'sentence', 'overview',
+           'results_page', 'drawn', 'pictured', 'question', 'joint', 'with_signs', 'sentence', 'dealt', 'overview',
            'with_overview', 'update_board']
 
 # %% ../../nbs/lib/66_exhibits_board.ipynb #46873a4d
@@ -146,7 +146,8 @@ def only_claims(
     found: Mapping[str, Mapping[str, str]],  # as `decisions` gives them
 ) -> dict[str, dict[str, str]]:              # without exhibits that have none
     "Of all verdicts those on the papers' claims"
-    counts = {name: {id: v for id, v in said.items() if id[0] == "c"} for name, said in found.items()}
+    kind = lambda name, id: (statements(name).get(id) or Statement(id, "")).kind
+    counts = {name: {id: v for id, v in said.items() if kind(name, id) == "claim"} for name, said in found.items()}
     return {name: said for name, said in counts.items() if said}
 
 # %% ../../nbs/lib/66_exhibits_board.ipynb #0c7b3ec7
@@ -273,10 +274,12 @@ def results_page(
     links: Mapping[str, str],                 # exhibit -> where its notebook is
 ) -> str:                                     # markdown
     "Every claim of every exhibit"
-    found, parts = only_claims(decisions(board)), [ABOUT_PAGE]
+    found, parts = decisions(board), [ABOUT_PAGE]
+    claims, in_short = only_claims(found), {p["title"]: p.get("in_short", ()) for p in catalogues().values()}
     for heading, names in sections({*links, *board}).items():
-        number = counted(v for name in names for v in found.get(name, {}).values())
+        number = counted(v for name in names for v in claims.get(name, {}).values())
         parts += [f"## {heading}", *[f"Of the paper's claims: {number}."] * (number != "–")]
+        parts += filter(None, ["\n".join(sentence(said, found) for said in in_short.get(heading, ()))])
         parts += [part_of_page(n, board.get(n, {}), links.get(n, f"nbs/{n}.ipynb")) for n in names]
     return "\n\n".join(parts) + "\n"
 
@@ -344,17 +347,27 @@ def sentence(
     return f"- {text} ({with_signs(said['claims'], found)})"
 
 
+def dealt(
+    hands: Iterable[Sequence[Any]],  # what each has to give, the best first
+    number: int = 5,                 # of all that is taken
+) -> list[Any]:                      # by whose it is
+    "The first of each, then the second of each, and so on"
+    hands = list(hands)
+    turns = sorted((place, who) for who, hand in enumerate(hands) for place in range(len(hand)))[:number]
+    return [hands[who][place] for who, place in sorted((who, place) for place, who in turns)]
+
+
 def overview(
     found: Mapping[str, Mapping[str, str]],  # as `decisions` gives them
 ) -> str:                                    # markdown
-    "What README says of the results: counts, the picture, a few sentences for each paper"
+    "What README says of the results: counts, the picture, five sentences in all; the others stand on the page"
     claims, columns = only_claims(found), [f"{sign} {verdict}" for verdict, sign in SIGNS.items()]
     verdicts = lambda paper: Counter(v for name in paper["exhibits"] for v in claims.get(name, {}).values())
     papers = catalogues().values()
     rows = [[escaped(paper["title"]), *(str(verdicts(paper)[v]) for v in SIGNS)] for paper in papers]
     every = counted(v for said in claims.values() for v in said.values())
     picture = f"[![All verdicts: {every}](results/{PICTURE})]({FILE})"
-    lines = "\n".join(sentence(said, found) for paper in papers for said in paper.get("in_short", ()))
+    lines = "\n".join(sentence(said, found) for said in dealt(paper.get("in_short", ()) for paper in papers))
     return "\n\n".join(filter(None, (markdown_table(("claims of", *columns), rows), picture * bool(claims), lines)))
 
 # %% ../../nbs/lib/66_exhibits_board.ipynb #496053ed

@@ -9,6 +9,7 @@ import pytest
 
 from calibkd import papers
 from calibkd.exhibits import exhibits
+from calibkd.exhibits.board import only_claims
 from calibkd.exhibits.claims import WHOSE
 
 FILES = {path.stem: path for path in sorted(Path(papers.__file__).parent.glob("*.json"))}
@@ -81,3 +82,8 @@ def test_a_claim_needs_premises_of_its_exhibit_and_no_premise_needs_one(name):
     for claim in EXHIBITS[name]:
         needs = claim.get("needs", ["none"])
         assert len(set(needs)) == len(needs) > 0 and ("needs" not in claim or claim["id"][0] in "cx"), claim
+
+
+def test_only_the_papers_claims_are_counted():
+    found = {"ipwd_weights": {"c1": "holds"}, "ipwd_table2": {"c1": "holds", "c3": "holds"}, "fig_S7": {"c1": "holds", "x1": "holds"}}
+    assert only_claims(found) == {"ipwd_table2": {"c1": "holds"}, "fig_S7": {"c1": "holds"}}
