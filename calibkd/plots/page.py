@@ -106,7 +106,9 @@ def method_look(
 def looks(
     levels: Sequence,  # names of methods, or anything else
 ) -> list[dict[str, Any]]:  # all different
-    "How each level is drawn: a method as always, what is none by its place among the others"
+    "How each level is drawn: a method as always, what is none by its place; so are variants that share a colour"
+    family = {DISTILLERS[v][0] for v in levels if v in DISTILLERS}
+    if len(family) == 1 < len(levels) and {*levels} <= {*DISTILLERS}: return [look(i) for i in range(len(levels))]
     known = [method_look(v) for v in levels]
     taken = [(d["color"], d["marker"]) for d in known if d]
     free = (d for d in map(look, itertools.count()) if (d["color"], d["marker"]) not in taken)

@@ -316,3 +316,9 @@ def test_dots_of_many_metrics_stand_in_several_rows_of_panels():
 def test_one_seed_has_a_dot_without_a_bar():
     fig, axes = plots.dots(invented(Ts=(1,), alphas=(.9,), seeds=(0,)), "teacher", ["ece", "top1"], sort=True)
     assert all(np.isnan(c.get_segments()).all() for c in axes[0, 0].collections) and paper_ready(fig)
+
+
+def test_variants_of_one_distiller_are_told_apart_by_colour():
+    from calibkd.plots.page import looks
+    variants, mixed = looks(["IPWD", "IPWD†", "IPWD raw"]), looks(["KD", "IPWD"])
+    assert len({d["color"] for d in variants}) == 3 and mixed[1]["color"] not in {d["color"] for d in variants}
