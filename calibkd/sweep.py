@@ -101,7 +101,7 @@ def fit_missing(runs: list[Run], store: Store, done: Done, report: Callable[[int
 def train(
     runs: Iterable[Run] | Run,          # asked for; their teachers come by themselves
     store: Store | None = None,         # default: the user's own
-    workers: int | None = None,         # processes; default: CALIBKD_WORKERS, else one a core, and one on a GPU
+    workers: int | None = None,         # processes; default: `cores()`
     executor: Executor | None = None,   # whose workers see the store; default: CALIBKD_EXECUTOR, else processes here
 ) -> "Results":
     "Train what the store lacks, and return the results of all runs"
@@ -291,7 +291,7 @@ class Results:
         self,
         data: Sequence[Dataset],      # whose test splits are asked about, e.g. corrupted versions
         *metrics: str,
-        workers: int | None = None,           # processes; default: CALIBKD_WORKERS, else one a core, and one on a GPU
+        workers: int | None = None,           # processes; default: `cores()`
         executor: Executor | None = None,     # default: CALIBKD_EXECUTOR, else processes here
     ) -> pd.DataFrame:                # a row for each data set and run, with columns `corruption` and `severity`
         "How the runs do on other data sets than their own; answers are kept in the store"

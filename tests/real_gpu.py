@@ -42,8 +42,8 @@ def watched(step, events: Counter):
 
 def note(warning: warnings.WarningMessage, events: Counter) -> None:
     "Count a wait"
-    said, where = str(warning.message).split("(")[0], f"{Path(warning.filename).name}:{warning.lineno}"
-    if "synchronizing" in said: events[Event("wait", said.strip(), where, "step")] += 1
+    said, where = str(warning.message).split("(")[0].strip(), f"{Path(warning.filename).name}:{warning.lineno}"
+    if said.startswith("called a synchronizing"): events[Event("wait", said, where, "step")] += 1
 
 
 class Real:
