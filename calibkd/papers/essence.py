@@ -8,7 +8,7 @@ __all__ = ['PAPER_TAUS', 'COMMON', 'LOSSES', 'Tau', 'Key', 'Made', 'TABLE2', 'TA
            'chain_run', 'keys_of', 'together', 'swept', 'scratches', 'training_of', 'halves', 'numbers_of',
            'columns_of', 'heard', 'students_in', 'teachers_in', 'plain_in', 'calibrated_tau', 'best_tau', 'calibrating',
            'curve', 'tau_in', 'follows', 'at_taus', 'overconfident', 'learned', 'with_interval', 'over_tau',
-           'with_teachers']
+           'with_teachers', 'trend', 'reach', 'sensitivity', 'softened_teacher']
 
 # %% ../../nbs/lib/82_papers_essence.ipynb #ess00003
 import functools
@@ -17,15 +17,18 @@ import pandas as pd
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from types import SimpleNamespace
 from typing import Any
 from ..calibrators import TS
 from ..data.splits import Dataset
 from ..distillers.features import FitNet
 from ..distillers.logits import DIST, KD
-from ..exhibits.judge import always, estimate, not_worse, rhos, Rule, Side, side
+from ..exhibits.judge import always, by_ece, estimate, every, not_worse, rhos, Rule, Side, side
 from ..objectives import NLL, Objective
 from .kdc import measures
+from ..plots import looks, reliability, style, subplots
 from ..runs import Run
 from ..studies import along, printed_table, Rescaled, Study, study, tempered
 from ..sweep import Results, train
@@ -326,8 +329,8 @@ def follows(
     y: list[pd.DataFrame],
     fixed: list[pd.DataFrame] | None = None,  # curves that are held fixed
 ) -> list[list[float]]:                   # ρ: pairs × seeds
-    "How far one curve follows another"
-    return [rhos(*curves) for curves in zip(x, y, fixed or [None] * len(x))]
+    "How far one curve follows another; one that does not move follows none"
+    return [np.nan_to_num(rhos(*curves)).tolist() for curves in zip(x, y, fixed or [None] * len(x))]
 
 
 def at_taus(
@@ -463,3 +466,73 @@ def with_teachers(
               for tau, top1 in numbers.items()]
     ours = students.assign(**beside)
     return pd.concat([ours, pd.DataFrame(theirs)], ignore_index=True) if theirs else ours
+
+# %% ../../nbs/lib/82_papers_essence.ipynb #fig30002
+def trend(
+    students: pd.DataFrame,  # as `students_in` gives them
+    teachers: pd.DataFrame,  # as `teachers_in` gives them
+    pairs: Sequence[str],
+    loss: str = "KD",
+) -> Rule:                   # not run for no pair
+    "Are students the better, the better their teachers are calibrated, over τ ≥ 1 and in every pair?"
+    curves = lambda table, m: [curve(table[table.tau >= 1], m, pair=pair, loss=loss) for pair in pairs]
+    rule = lambda m: every(follows([-c for c in curves(teachers, m)], curves(students, "top1")), "rho", .3)
+    return by_ece(rule, side(teachers, pair=[*pairs], loss=loss))
+
+
+def reach(
+    students: pd.DataFrame,  # as `students_in` gives them
+    pairs: Sequence[str],
+    loss: str = "KD",
+) -> pd.Series:              # by seed, the mean over the pairs; empty where something is missing
+    "How far accuracy moves over τ: the highest less the lowest"
+    curves = [curve(students, "top1", pair=pair, loss=loss) for pair in pairs]
+    return sum(c.max(axis=1) - c.min(axis=1) for c in curves).div(len(curves)).dropna()
+
+
+def _moves(rows: pd.DataFrame) -> dict[str, list[float]]:
+    "How the accuracy of one pair and loss moves, seed by seed"
+    ece, top1, at = (curve(tau_in(rows), m) for m in ("teacher_ece", "top1", "at_tau"))
+    slopes = [np.polyfit(*points, 1)[0] for points in zip(ece.to_numpy(), top1.to_numpy())]
+    (with_ece,), (with_tau,) = follows([ece], [top1]), follows([at], [top1])
+    return {"ρ with ECE": with_ece, "ρ with τ": with_tau, "per 100 points of ECE": slopes,
+            "range": list(top1.max(axis=1) - top1.min(axis=1))}
+
+
+def sensitivity(
+    points: pd.DataFrame,  # as `with_teachers` gives them, or a part
+) -> pd.DataFrame:         # (pair, loss) × what; – below five τ
+    "How accuracy goes with the teacher's ECE over τ: rank correlations, slope and range, in %"
+    found = {key: _moves(rows) for key, rows in points.groupby(["pair", "loss"], sort=False)}
+    told = {key: {what: with_interval(v) if len(v) else "–" for what, v in row.items()} for key, row in found.items()}
+    return pd.DataFrame(told).T.rename_axis(["pair", "loss"])
+
+
+@style()
+def softened_teacher(
+    made: Made,              # as `swept` gives them
+    students: pd.DataFrame,  # as `students_in` gives them
+    pair: str,
+    tau: float,
+    seed: int,
+) -> Figure:
+    "The reliability diagram of a teacher at τ, beside its students' accuracy over τ"
+    results = next(results for (chain, _, at), results in made.items() if (chain, at) == (pair, tau))
+    teacher, _ = heard(next(run for run in results if run.seed == seed))
+    logits, labels = results.logits(teacher)
+    fig, axes = subplots(1, 2, size=(7.1, 3.6))
+    reliability(logits.double() / tau, labels, ax=axes[0, 0], title=f"{teacher.network} over {tau:g}")
+    _accuracies(axes[0, 1], students[(students.pair == pair) & (students.seed == seed)].sort_values("tau"))
+    axes[0, 1].axvline(tau, color="0.35", linestyle=":")
+    axes[0, 1].set(xlabel="τ", ylabel="top-1 of the student (%)", title=pair)
+    return fig
+
+
+def _accuracies(ax: Axes, rows: pd.DataFrame) -> None:
+    "A line of accuracies over τ for each loss"
+    for loss, drawn in zip(LOSSES, looks([*LOSSES])):
+        own = rows[rows.loss == loss]
+        if len(own): ax.plot(own.tau, 100 * own.top1, label=loss, **drawn)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.legend()

@@ -81,8 +81,9 @@ METHODS = {  # colour and marker; the colours of the first two also differ in gr
     "CRL": ("#882255", ">"), "CPC": ("#999933", "d"), "PSKD": ("#8C510A", "p"), "scratch": ("#777777", "h"),
 }
 _SEEN = {  # what distillers look at: maps, relations, logits, and those that weigh samples
-    "#4477AA": ("FitNet", "AT", "VID", "AB", "FT", "NST", "ReviewKD"), "#228833": ("SP", "CC", "RKD", "PKT", "CRD"),
-    "#333333": ("KD", "KD heavier", "KD+LA", "KD-LA", "DKD", "DIST"), "#CCBB44": ("WSLD",),
+    "#4477AA": ("FitNet", "AT", "VID", "AB", "FT", "NST", "ReviewKD"),
+    "#228833": ("SP", "CC", "RKD", "PKT", "CRD", "DIST"),
+    "#333333": ("KD", "KD heavier", "KD+LA", "KD-LA", "DKD"), "#CCBB44": ("WSLD",),
     "#AA3377": ("IPWD", "IPWD constant", "IPWD permuted", "IPWD .1 .9", "IPWD*", "IPWD†", "IPWD† apart", "IPWD raw",
                 "IPWD detached", "IPWD cls/kd", "IPWD† cls/kd"),
     "#EE6677": ("ReviewKD+IPWD", "ReviewKD+IPWD permuted", "PSKD+IPWD"),

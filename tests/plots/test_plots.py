@@ -322,3 +322,9 @@ def test_variants_of_one_distiller_are_told_apart_by_colour():
     from calibkd.plots.page import looks
     variants, mixed = looks(["IPWD", "IPWD†", "IPWD raw"]), looks(["KD", "IPWD"])
     assert len({d["color"] for d in variants}) == 3 and mixed[1]["color"] not in {d["color"] for d in variants}
+
+
+def test_kd_and_dist_are_told_apart_by_colour_among_any_losses():
+    from calibkd.plots.page import looks
+    kd, _, dist = looks(["KD", "KD without T²", "DIST"])
+    assert kd["color"] != dist["color"]
