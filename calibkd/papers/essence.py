@@ -6,9 +6,9 @@
 __all__ = ['PAPER_TAUS', 'COMMON', 'LOSSES', 'Tau', 'Key', 'Made', 'TABLE2', 'TABLE3', 'TABLE4', 'TABLE8', 'TABLE5', 'TABLE6',
            'TABLE7', 'SPEARMAN', 'presets', 'softened', 'trained_how', 'teacher_run', 'student_run', 'scratch_run',
            'chain_run', 'keys_of', 'together', 'swept', 'scratches', 'training_of', 'halves', 'numbers_of',
-           'columns_of', 'heard', 'students_in', 'teachers_in', 'plain_in', 'calibrated_tau', 'best_tau', 'calibrating',
-           'curve', 'tau_in', 'follows', 'at_taus', 'overconfident', 'learned', 'with_interval', 'over_tau',
-           'with_teachers', 'trend', 'reach', 'sensitivity', 'softened_teacher']
+           'columns_of', 'heard', 'on_training_images', 'students_in', 'teachers_in', 'plain_in', 'calibrated_tau',
+           'best_tau', 'calibrating', 'curve', 'tau_in', 'follows', 'at_taus', 'overconfident', 'learned',
+           'with_interval', 'over_tau', 'with_teachers', 'trend', 'reach', 'sensitivity', 'softened_teacher']
 
 # %% ../../nbs/lib/82_papers_essence.ipynb #ess00003
 import functools
@@ -240,12 +240,22 @@ def heard(
     return (run.teacher.init, given * asked) if given else (run.teacher, asked)
 
 
+def on_training_images(
+    results: Results,
+    run: Run,
+) -> dict[str, float]:
+    "The calibration that a student sees; the paper's is that of test images"
+    found = results.numbers(run, ("ece", "overconfidence"), split="train")
+    return {f"train_{k}": v for k, v in found.items()}
+
+
 def _lines(
-    made: Made, whom: Callable[[Run], tuple[Run, float]], p: SimpleNamespace, also: tuple[str, ...]
+    made: Made, whom: Callable[[Run], tuple[Run, float]], p: SimpleNamespace, also: tuple[str, ...],
+    more: Callable[[Results, Run], dict[str, float]] = lambda results, run: {},
 ) -> pd.DataFrame:
     "A line for each cell and seed; a network at a temperature is measured once"
-    store = next(iter(made.values())).store
-    number = functools.cache(lambda run, tau: numbers_of(Rescaled([run], store, tau), run, p, also))
+    scaled = lambda run, tau: Rescaled([run], next(iter(made.values())).store, tau)
+    number = functools.cache(lambda run, tau: numbers_of(scaled(run, tau), run, p, also) | more(scaled(run, tau), run))
     return pd.DataFrame([columns_of(key) | {"seed": seed} | number(*whom(run))
                          for key, results in made.items() for seed, run in zip(p.seeds, results)])
 
@@ -264,9 +274,9 @@ def teachers_in(
     p: SimpleNamespace,         # the exhibit's parameters
     *also: str,                 # further metrics
     at: float | None = None,    # a temperature; None: that at which the student listens
-) -> pd.DataFrame:              # the same columns, in the same order
+) -> pd.DataFrame:              # the same columns, in the same order, and with `train_` ECE and gap on training images
     "The teachers of the students of all cells, softened"
-    return _lines(made, lambda run: (heard(run)[0], at or heard(run)[1]), p, also)
+    return _lines(made, lambda run: (heard(run)[0], at or heard(run)[1]), p, also, on_training_images)
 
 
 def plain_in(
@@ -439,11 +449,12 @@ def over_tau(
     teachers: pd.DataFrame,          # as `teachers_in` gives them
     printed: Sequence[str] = (),     # pairs of Table 6 that are shown, too
 ) -> pd.DataFrame:                   # (pair, what) × τ, in %
-    "The teacher's ECE and signed gap, and top-1 with each loss, over τ"
+    "The teacher's ECE, its floor, that on training images, the signed gap, and top-1 with each loss, over τ"
     once = teachers.drop_duplicates(["pair", "tau", "seed"])
-    ours = [once.assign(what="teacher's ECE", value=once.ece),
-            once.assign(what="teacher's gap", value=once.overconfidence),
-            students.assign(what=students.loss, value=students.top1)]
+    numbers = {"teacher's ECE": "ece", "its floor": "ece_floor", "on training images": "train_ece",
+               "teacher's gap": "overconfidence"}
+    ours = [once.assign(what=what, value=once[column]) for what, column in numbers.items()]
+    ours.append(students.assign(what=students.loss, value=students.top1))
     cells = pd.concat(ours).groupby(["pair", "what", "tau"], sort=False).value.agg(with_interval).unstack("tau")
     called = {"ece": "teacher's ECE"} | {loss: loss for loss in students.loss}
     told = {(f"{pair}, printed", called[what]): numbers for (pair, what), numbers in TABLE6.items()
