@@ -8,7 +8,7 @@ import pytest
 
 from calibkd.words import class_remarks, document, remarks
 
-MODULES = """approximants augment calibrators corruptions metrics mixtures objectives theory toys words distillers.logits distillers.features distillers.relations distillers.weighting distillers.contrast
+MODULES = """approximants augment calibrators corruptions metrics mixtures objectives oracles theory toys words distillers.logits distillers.features distillers.relations distillers.weighting distillers.contrast
     data.folders data.images data.splits data.text networks.core networks.foreign networks.text
     networks.convnet networks.deepresnet networks.densenet networks.mobilenet networks.resnet networks.resnext networks.shufflenet
     networks.vgg networks.wrn
