@@ -20,10 +20,10 @@ def _noise(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def blurred(
-    mixture: GaussianMixture,
+    mixture: GaussianMixture,  # whose posterior is known
     x: Tensor,     # points (N, d)
     sd: float,     # of the noise on each coordinate
-    seed: int = 0,
+    seed: int = 0, # of the noise
 ) -> Tensor:       # log-probabilities (N, C) float64
     "What is known of points that are seen through noise: calibrated, less accurate"
     wider = GaussianMixture(mixture.means, mixture.covs + sd ** 2 * torch.eye(x.shape[1]), mixture.weights)
@@ -44,10 +44,10 @@ def _mean_confidence(mixture: GaussianMixture, z: Tensor, sd: float, points: int
 
 
 def doubtful(
-    mixture: GaussianMixture,
+    mixture: GaussianMixture,  # whose posterior is known
     x: Tensor,     # points (N, d)
     sd: float,     # of the noise on the log odds of the best class
-    seed: int = 0,
+    seed: int = 0, # of the noise
 ) -> Tensor:       # log-probabilities (N, C) float64
     "The posterior with a confidence that is calibrated and more or less wrong: the best class stays, bar ties"
     q = mixture.posterior(x)
@@ -62,24 +62,24 @@ SPOILT: dict[str, Callable[..., Tensor]] = {"sight": blurred, "confidence": doub
 
 
 def oracle(
-    mixture: GaussianMixture,
+    mixture: GaussianMixture,  # whose posterior is known
     x: Tensor,      # points (N, d)
     kind: str,      # a key of SPOILT
     sd: float,      # of its noise
     T: float = 1.,  # what the log-probabilities are divided by; below 1: overconfident
-    seed: int = 0,
+    seed: int = 0,  # of the noise
 ) -> Tensor:        # log-probabilities (N, C) float64
     "The answers of a teacher made from the posterior"
     return (SPOILT[pick("kind of oracle", kind, SPOILT)](mixture, x, sd, seed) / T).log_softmax(1)
 
 
 def oracle_at(
-    mixture: GaussianMixture,
+    mixture: GaussianMixture,  # whose posterior is known
     kind: str,          # a key of SPOILT
     error: float,       # true calibration error, above .01
     gap: float,         # posterior gap, larger than the error
-    points: int = 5000, # that both are found on
-    seed: int = 0,
+    points: int = 5000,  # that both are found on
+    seed: int = 0,      # of them and of the noise
 ) -> tuple[float, float]:  # sd and T for `oracle`; ValueError where there is no such teacher
     "A teacher of a given true calibration error and a given posterior gap"
     x, _ = mixture.sample(points, seed)
@@ -100,7 +100,7 @@ def oracle_at(
 # %% ../nbs/lib/34a_oracles.ipynb #orac0017
 def permuted_within(
     labels: Tensor,  # (N,) int64
-    seed: int = 0,
+    seed: int = 0,   # of the draw
 ) -> Tensor:         # (N,) int64: whose answer each sample is given; itself only where it is alone in its class
     "A random permutation within each class that leaves no sample in its place"
     drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
