@@ -8,11 +8,11 @@ import pytest
 
 from calibkd.words import class_remarks, document, remarks
 
-MODULES = """approximants augment calibrators corruptions metrics mixtures objectives theory toys words distillers.logits distillers.features distillers.relations distillers.weighting distillers.contrast
+MODULES = """approximants augment calibrators corruptions metrics mixtures objectives oracles theory toys words distillers.logits distillers.features distillers.relations distillers.weighting distillers.contrast
     data.folders data.images data.splits data.text networks.core networks.foreign networks.text
     networks.convnet networks.deepresnet networks.densenet networks.mobilenet networks.resnet networks.resnext networks.shufflenet
     networks.vgg networks.wrn
-    diagnostics.projection diagnostics.separations plots.diagrams plots.heatmaps plots.lines plots.page plots.points""".split()
+    diagnostics.projection diagnostics.separations diagnostics.tsne plots.diagrams plots.heatmaps plots.lines plots.page plots.points""".split()
 TOLD_BY_TYPE = re.compile(r"None|bool|str|float|int|list\[str\]|calibkd\.[\w.]+")  # the one line above says what it is
 TELL_REFUSALS = ("calibrators", "distillers.logits", "distillers.features", "distillers.relations", "metrics")
 

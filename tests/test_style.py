@@ -10,7 +10,7 @@ CHAPTERS = [p for p in NOTEBOOKS if p.parent.name == "lib"]
 EXHIBITS = [p for p in NOTEBOOKS if p.parent.name not in ("lib", "bench") and p.stem != "index"]
 FLOORS = {name: floor for floor, names in enumerate([
     ("words",), ("places", "progress"), ("executors", "metrics", "approximants", "mixtures", "augment", "corruptions", "networks", "objectives"),
-    ("data", "calibrators", "distillers", "toys", "theory"), ("own",), ("runs",), ("building", "batches", "checkpoints"), ("inference",), ("training",), ("store",), ("export",), ("sweep", "plots"), ("diagnostics", "exhibits"),
+    ("data", "calibrators", "distillers", "toys", "oracles", "theory"), ("own",), ("runs",), ("building", "batches", "checkpoints"), ("inference",), ("training",), ("store",), ("export",), ("sweep", "plots"), ("diagnostics", "exhibits"),
     ("studies",), ("papers",), ("cli",)]) for name in names}
 
 

@@ -63,8 +63,9 @@ def statements(
 def fixed_on(
     exhibit: str,  # its id
 ) -> str | None:   # e.g. "2026-11-25"
-    "The day on which the claims of an exhibit were fixed"
-    return catalogues()[name]["fixed"] if (name := paper_of(exhibit)) else None
+    "The day on which the claims of an exhibit were fixed: the paper's, or for an exhibit of ours a later one"
+    paper = catalogues().get(paper_of(exhibit), {})
+    return paper.get("later", {}).get(exhibit, paper.get("fixed"))
 
 # %% ../../nbs/lib/62_exhibits_claims.ipynb #claims06
 WORDS = {"points": "{} points", "share": "{} %", "number": "{}", "rho": "ρ = {}", "log ratio": "× {}", "rows": "{}"}

@@ -10,7 +10,7 @@ import pytest
 from calibkd import papers
 from calibkd.exhibits import exhibits
 from calibkd.exhibits.board import only_claims
-from calibkd.exhibits.claims import WHOSE
+from calibkd.exhibits.claims import fixed_on, WHOSE
 
 FILES = {path.stem: path for path in sorted(Path(papers.__file__).parent.glob("*.json"))}
 PAPERS = {name: json.loads(path.read_text("utf-8")) for name, path in FILES.items()}
@@ -21,8 +21,9 @@ COUNTS = {  # claims of the paper, controls, premises, identities
     "fig_S5": (6, 3, 4, 0), "fig_S6": (3, 2, 1, 0), "fig_S7": (9, 5, 3, 0), "fig_S8": (6, 2, 1, 0),
     "fig_S9": (7, 3, 1, 0), "table_T1": (4, 3, 2, 0), "table_T3": (5, 5, 2, 0), "table_T4": (3, 2, 0, 2),
     "theory_lemmas": (7, 2, 0, 2), "theory_thm1": (4, 3, 0, 1), "theory_thm2": (7, 2, 0, 1),
-    "extra_true_calibration": (1, 6, 0, 0), "essence_table1_gmm": (3, 2, 0, 0), "essence_fig2": (5, 4, 2, 0), "essence_fig3": (3, 0, 2, 0),
-    "essence_fig7": (1, 2, 2, 0), "essence_table9": (2, 0, 2, 0), "ipwd_settings": (4, 0, 0, 0),
+    "extra_true_calibration": (1, 6, 0, 0), "extra_what_teaches": (0, 9, 2, 0), "essence_table1_gmm": (3, 2, 0, 0),
+    "essence_fig2": (5, 4, 2, 0), "essence_fig3": (3, 0, 2, 0), "essence_fig5": (4, 1, 1, 0), "essence_fig7": (1, 2, 2, 0),
+    "essence_table9": (2, 0, 2, 0), "ipwd_settings": (4, 0, 0, 0),
     "ipwd_table1": (9, 4, 0, 0), "ipwd_table2": (3, 1, 1, 0), "ipwd_table3": (4, 0, 0, 0), "ipwd_table4": (5, 2, 0, 0),
     "ipwd_onestage": (7, 1, 0, 0), "ipwd_longtail": (5, 1, 0, 0), "ipwd_sec23": (3, 1, 0, 0), "ipwd_weights": (0, 3, 0, 0)}
 
@@ -36,9 +37,14 @@ def kinds(claims):
 def test_a_file_says_which_paper_and_since_when():
     assert set(PAPERS) >= {"kdc", "essence"}
     for name, paper in PAPERS.items():
-        assert [key for key in paper if key != "in_short"] == ["number", "title", "fixed", "exhibits"] and paper["title"], name
+        assert [key for key in paper if key not in ("later", "in_short")] == ["number", "title", "fixed", "exhibits"] and paper["title"], name
         assert date.fromisoformat(paper["fixed"]) == date(2026, 11, 25), name
+        assert all(name in paper["exhibits"] and date.fromisoformat(day) > date(2026, 11, 25) for name, day in paper.get("later", {}).items())
         assert FILES[name].read_text("utf-8") == json.dumps(paper, indent=1, ensure_ascii=False) + "\n", name
+
+
+def test_an_exhibit_of_ours_may_be_fixed_later():
+    assert fixed_on("essence_fig2") == "2026-11-25" and fixed_on("extra_what_teaches") == "2026-11-26" and fixed_on("my_own") is None
 
 
 @pytest.mark.parametrize("name", [name for name, paper in PAPERS.items() if "in_short" in paper])
