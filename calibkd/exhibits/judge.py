@@ -242,10 +242,11 @@ def every(
     cells: Sequence[Sequence[float]],  # (K, n) differences, right if positive
     unit: str = "points",
     delta: float = 0.0,                # by how much at least, on the mean over the cells
+    margin: float = 0.0,               # by how much it may fall short
 ) -> Rule:                             # estimate and interval of the mean over the cells
     "Is the difference positive in every cell?"
     d = _cells(cells)
-    return Rule(lambda level: NOT_RUN if d is None else _every(d, level, unit, delta))
+    return Rule(lambda level: NOT_RUN if d is None else _raised(_every(d + margin, level, unit, delta), -margin))
 
 
 def _every(d: np.ndarray, level: float, unit: str, delta: float) -> Verdict:
@@ -261,10 +262,11 @@ def _every(d: np.ndarray, level: float, unit: str, delta: float) -> Verdict:
 
 
 def most(
-    cells: Sequence[Sequence[float]],  # (K, n) differences, right if positive; K ≥ 3
+    cells: Sequence[Sequence[float]],  # (K, n) differences, right if positive
+    least: int = 3,                    # cells that are needed
 ) -> Rule:                             # estimate and interval of the share of right cells
     "Is the difference positive in most cells?"
-    d = _cells(cells, 3)
+    d = _cells(cells, least)
     over_half = more([] if d is None else (d > 0).mean(0), 0.5, unit="share")
     return Rule(lambda level: _raised(over_half.at(level), 0.5))
 

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['PAPER_TAUS', 'COMMON', 'LOSSES', 'Tau', 'Key', 'Made', 'TABLE2', 'TABLE3', 'TABLE4', 'TABLE8', 'TABLE5', 'TABLE6',
-           'TABLE7', 'SPEARMAN', 'presets', 'softened', 'trained_how', 'teacher_run', 'student_run', 'scratch_run',
-           'chain_run', 'keys_of', 'together', 'swept', 'scratches', 'training_of', 'halves', 'numbers_of',
-           'columns_of', 'heard', 'on_training_images', 'students_in', 'teachers_in', 'plain_in', 'calibrated_tau',
-           'best_tau', 'calibrating', 'curve', 'tau_in', 'follows', 'at_taus', 'overconfident', 'learned',
-           'with_interval', 'over_tau', 'with_teachers', 'trend', 'reach', 'sensitivity', 'softened_teacher']
+           'TABLE7', 'SPEARMAN', 'HUNDRED', 'FEW', 'presets', 'softened', 'trained_how', 'teacher_run', 'student_run',
+           'scratch_run', 'chain_run', 'keys_of', 'together', 'swept', 'scratches', 'training_of', 'halves',
+           'numbers_of', 'columns_of', 'heard', 'on_training_images', 'students_in', 'teachers_in', 'plain_in',
+           'calibrated_tau', 'best_tau', 'calibrating', 'curve', 'tau_in', 'follows', 'at_taus', 'overconfident',
+           'learned', 'with_interval', 'over_tau', 'with_teachers', 'unassisted', 'by_assistant', 'fully_trained',
+           'ahead_by', 'averaged', 'same_signs', 'recalibrating', 'printed_points', 'in_cells', 'against_full',
+           'epochs_of', 'trend', 'reach', 'sensitivity', 'softened_teacher']
 
 # %% ../../nbs/lib/82_papers_essence.ipynb #ess00003
 import functools
@@ -25,13 +27,15 @@ from ..calibrators import TS
 from ..data.splits import Dataset
 from ..distillers.features import FitNet
 from ..distillers.logits import DIST, KD
-from ..exhibits.judge import always, by_ece, estimate, every, not_worse, rhos, Rule, Side, side
+from ..exhibits.judge import (
+    always, by_ece, estimate, every, most, not_worse, rhos, Rule, Side, side)
 from ..objectives import NLL, Objective
 from .kdc import measures
 from ..plots import looks, reliability, style, subplots
 from ..runs import Run
-from ..studies import along, printed_table, Rescaled, Study, study, tempered
+from ..studies import along, network_size, printed_table, Rescaled, Study, study, tempered
 from ..sweep import Results, train
+from ..training import trainings
 from ..words import pick, require
 
 # %% ../../nbs/lib/82_papers_essence.ipynb #ess00005
@@ -477,6 +481,120 @@ def with_teachers(
               for tau, top1 in numbers.items()]
     ours = students.assign(**beside)
     return pd.concat([ours, pd.DataFrame(theirs)], ignore_index=True) if theirs else ours
+
+# %% ../../nbs/lib/82_papers_essence.ipynb #table2002
+HUNDRED = dict(dataset="folder:imagenet32-100.zip", images=5000, checkpoints={}, epochs=COMMON["quick"]["epochs"])
+
+
+def unassisted(
+    chain: str,  # e.g. "resnet32>resnet20>resnet8"
+) -> str:        # e.g. "resnet32>resnet8"
+    "The same teacher and student without an assistant"
+    first, *_, last = chain.split(">")
+    return f"{first}>{last}"
+
+
+def by_assistant(
+    chains: Sequence[str],      # those without an assistant are left out
+) -> dict[str, list[str]]:      # by `unassisted`, the largest assistant first
+    "The chains of each teacher and student"
+    size = lambda chain: network_size(chain.split(">")[1])
+    assisted = sorted((chain for chain in chains if chain.count(">") == 2), key=size, reverse=True)
+    return {pair: [chain for chain in assisted if unassisted(chain) == pair] for pair in map(unassisted, assisted)}
+
+
+def fully_trained(
+    pair: str,  # e.g. "WRN-16-2@26>WRN-10-1" or "WRN-16-2/20>WRN-10-1"
+) -> str:       # e.g. "WRN-16-2>WRN-10-1"
+    "The same pair with the first teacher trained to its end"
+    return re.sub("[/@][0-9]+", "", pair)
+
+
+def ahead_by(
+    table: pd.DataFrame,                # of students or teachers
+    metric: str,
+    couples: Sequence[tuple[str, str]], # of chains
+    **where: Any,                       # columns and values, as for `side`
+) -> list[pd.Series]:                   # one number for each seed; none where a side is missing
+    "By how much the first of two chains exceeds the second"
+    of = lambda chain: side(table, pair=chain, **where)[metric]
+    return [(of(a) - of(b)).dropna() for a, b in couples]
+
+
+def averaged(
+    parts: Sequence[pd.Series],  # one number for each seed
+) -> pd.Series:                  # of the seeds that all have
+    "The mean of several, seed by seed"
+    return pd.concat(parts, axis=1).mean(axis=1, skipna=False).dropna() if len(parts) else pd.Series(dtype=float)
+
+
+def same_signs(
+    calibrated: Sequence[pd.Series],  # by how much the first of two teachers is the better calibrated
+    taught: Sequence[pd.Series],      # by how much its student is the better one
+    least: int = 3,                   # cells that are needed
+) -> Rule:                            # estimate and interval of the share of cells
+    "Does the better calibrated of two teachers have the better student, in most cells?"
+    cells = np.multiply(calibrated, taught)
+    return most(cells if len(cells) >= least else [], least)
+
+# %% ../../nbs/lib/82_papers_essence.ipynb #table2005
+def recalibrating(
+    assistants: Results,   # runs of one network
+    tau: float,            # at which their students listen
+    p: SimpleNamespace,    # the exhibit's parameters
+) -> dict[str, float]:     # "halved", "doubled": what the logits are divided by
+    "Temperatures that halve and double the ECE of trained networks at τ, as far as one can"
+    grid = np.geomspace(.25, 4., 49).round(2)
+    held = tempered(assistants, tau * grid, "ece", **halves(p)[0])
+    ece = pd.Series(held.groupby("tau").ece.mean().to_numpy(), grid)
+    best, here = float(ece.idxmin()), ece[1.]
+    towards, away = ece[(grid - 1) * (grid - best) <= 0], ece[(grid - 1) * (best - 1) <= 0]
+    return {"halved": float((towards - here / 2).abs().idxmin()), "doubled": float((away - here * 2).abs().idxmin())}
+
+# %% ../../nbs/lib/82_papers_essence.ipynb #table2008
+def printed_points(
+    printed: Mapping[str, Mapping[str, float]],  # e.g. TABLE2 or TABLE4, in %; ece is the teacher's
+    behind: str = "tau",                         # what stands behind the stroke of a row: "tau" or "seed"
+) -> pd.DataFrame:  # pair, seed, what stands behind the stroke, teacher_ece and the other numbers
+    "A printed table as lines beside ours"
+    rows = ((*re.fullmatch(r"(.+?)(?:/([0-9.]+))?", row).groups(), own) for row, own in printed.items())
+    return pd.DataFrame([dict(pair=f"{pair}, printed", seed=0) | ({behind: float(value)} if value else {})
+                         | {"teacher_ece" if m == "ece" else m: number / 100 for m, number in own.items()}
+                         for pair, value, own in rows]).astype({"seed": int})
+
+
+def in_cells(
+    points: pd.DataFrame,     # a line for each cell and seed
+    by: list[str],            # columns that make a cell
+    metrics: Sequence[str],   # fractions
+    digits: int = 1,
+) -> pd.DataFrame:            # in %; "" where there is no number
+    "Each cell as its mean and half a 95 % interval"
+    said = lambda values: with_interval(values, digits) if values.notna().all() else ""
+    return points.groupby(by, sort=False)[[*metrics]].agg(said)
+
+# %% ../../nbs/lib/82_papers_essence.ipynb #table2011
+FEW = {f"{row}>{row[:6]}-1/{tau}": {"ece": own["ece", tau], "top1": own["KD", tau], "teacher_top1": own["top1"]}
+       for row, own in TABLE8.items() for tau in (1.6, 3., 4.)}  # Table 8 in the form of Table 4
+
+
+def against_full(
+    points: pd.DataFrame,   # pair, tau, seed, metrics
+    *metrics: str,
+) -> pd.DataFrame:          # those of teachers with less training, the metrics as differences
+    "How teachers with less training, and their students, differ from the full training"
+    keys, lines = ["full", "tau", "seed"], points.assign(full=points.pair.map(fully_trained))
+    less, full = lines[lines.pair != lines.full], lines[lines.pair == lines.full]
+    both = less.merge(full[[*keys, *metrics]], on=keys, suffixes=("", "_of_full"))
+    return both.assign(**{m: both[m] - both[f"{m}_of_full"] for m in metrics})
+
+
+def epochs_of(
+    runs: Sequence[Run],
+) -> tuple[int, int]:   # each by itself, as they are trained
+    "Epochs that some runs take, without their teachers"
+    once = [*dict.fromkeys(runs)]
+    return sum(run.epochs for run in once), sum(served[-1].epochs for served in trainings(once))
 
 # %% ../../nbs/lib/82_papers_essence.ipynb #fig30002
 def trend(
