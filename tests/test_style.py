@@ -83,14 +83,34 @@ def test_lines_and_imports(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
 def test_a_module_imports_only_from_floors_below(path):
-    name = lambda parts: parts[0] if parts else ""
-    mine = FLOORS[name(path.relative_to(ROOT / "calibkd").with_suffix("").parts)]
-    own = path.parent.name if path.parent.name != "calibkd" else ""
+    inside = path.relative_to(ROOT / "calibkd").with_suffix("").parts
+    mine = FLOORS[inside[0]]
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.ImportFrom) and node.level and node.module:
-            sibling = node.level == 1 and own
-            target = own if sibling else node.module.split(".")[0]
-            assert FLOORS[target] < mine or sibling, f"{path.name} (floor {mine}) imports {target} (floor {FLOORS[target]})"
+            target = [*inside[:len(inside) - node.level], *node.module.split(".")][0]
+            assert FLOORS[target] < mine or target == inside[0], f"{path.name} (floor {mine}) imports {target} (floor {FLOORS[target]})"
+
+
+def papers_in(source, package=()):
+    "The papers whose modules a source imports; `package` is where its relative imports begin"
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, (ast.Import, ast.ImportFrom)): continue
+        above = [*package[:len(package) + 1 - node.level]] if getattr(node, "level", 0) else []
+        names = [".".join([*above, *filter(None, [getattr(node, "module", None)]), alias.name]) for alias in node.names]
+        found |= {name.split(".")[2] for name in names if name.startswith("calibkd.papers.")}
+    return found
+
+
+def test_no_paper_imports_another():
+    "Neither its modules nor its exhibits"
+    from calibkd.exhibits import exhibits, paper_of
+    assert papers_in("from ..kdc import COMMON\nfrom calibkd.papers import essence", ("calibkd", "papers", "ipwd")) == {"kdc", "essence"}
+    modules = [(path.relative_to(ROOT).with_suffix("").parts, path.read_text()) for path in MODULES if path.is_relative_to(ROOT / "calibkd/papers")]
+    wrong = {".".join(parts): papers_in(source, parts[:-1]) - {parts[2]} for parts, source in modules}
+    for book in exhibits(ROOT / "nbs"):
+        wrong[book.name] = {name for kind, source in book.cells if kind != "markdown" for name in papers_in(source)} - {paper_of(book.name)}
+    assert len(modules) > 2 and not any(wrong.values()), {name: found for name, found in wrong.items() if found}
 
 
 @pytest.mark.parametrize("path", EXHIBITS, ids=lambda p: p.stem)

@@ -1,1 +1,1 @@
-"One module a paper: its settings, its printed numbers, its own names; no paper imports another."
+"A module or a package a paper: its settings, its printed numbers, its own names; no paper imports another."

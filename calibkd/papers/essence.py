@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['PAPER_TAUS', 'COMMON', 'LOSSES', 'Tau', 'Key', 'Made', 'TABLE2', 'TABLE3', 'TABLE4', 'TABLE8', 'TABLE5', 'TABLE6',
            'TABLE7', 'SPEARMAN', 'HUNDRED', 'FEW', 'presets', 'softened', 'trained_how', 'teacher_run', 'student_run',
-           'scratch_run', 'chain_run', 'keys_of', 'together', 'swept', 'scratches', 'training_of', 'halves',
-           'numbers_of', 'columns_of', 'heard', 'on_training_images', 'students_in', 'teachers_in', 'plain_in',
-           'calibrated_tau', 'best_tau', 'calibrating', 'curve', 'tau_in', 'follows', 'at_taus', 'overconfident',
-           'learned', 'with_interval', 'over_tau', 'with_teachers', 'unassisted', 'by_assistant', 'fully_trained',
-           'ahead_by', 'averaged', 'same_signs', 'recalibrating', 'printed_points', 'in_cells', 'against_full',
-           'epochs_of', 'trend', 'reach', 'sensitivity', 'softened_teacher']
+           'scratch_run', 'chain_run', 'keys_of', 'swept', 'scratches', 'halves', 'numbers_of', 'columns_of', 'heard',
+           'on_training_images', 'students_in', 'teachers_in', 'plain_in', 'calibrated_tau', 'best_tau', 'calibrating',
+           'curve', 'tau_in', 'follows', 'at_taus', 'overconfident', 'learned', 'with_interval', 'over_tau',
+           'with_teachers', 'unassisted', 'by_assistant', 'fully_trained', 'ahead_by', 'averaged', 'same_signs',
+           'recalibrating', 'printed_points', 'in_cells', 'against_full', 'epochs_of', 'trend', 'reach', 'sensitivity',
+           'softened_teacher']
 
 # %% ../../nbs/lib/82_papers_essence.ipynb #ess00003
 import functools
@@ -30,11 +30,11 @@ from ..distillers.logits import DIST, KD
 from ..exhibits.judge import (
     always, by_ece, estimate, every, most, not_worse, rhos, Rule, Side, side)
 from ..objectives import NLL, Objective
-from .kdc import measures
 from ..plots import looks, reliability, style, subplots
 from ..runs import Run
-from ..studies import along, network_size, printed_table, Rescaled, Study, study, tempered
-from ..sweep import Results, train
+from ..studies import (
+    along, measures, network_size, printed_table, Rescaled, Study, study, tempered, together, training_of)
+from ..sweep import Results
 from ..training import trainings
 from ..words import pick, require
 
@@ -171,14 +171,6 @@ def keys_of(
             for tau in p.taus_of.get(loss, p.taus)]
 
 
-def together(
-    wanted: Mapping[Any, list[Run]],  # the runs of each cell
-) -> dict[Any, Results]:
-    "Train the runs of all cells at once"
-    done = train([run for runs in wanted.values() for run in runs])
-    return {key: Results(runs, done.store, done.trained) for key, runs in wanted.items()}
-
-
 def swept(
     p: SimpleNamespace,  # the exhibit's parameters
 ) -> Made:
@@ -192,16 +184,6 @@ def scratches(
     "Train the students of all pairs without a teacher"
     networks = dict.fromkeys(chain.split(">")[-1] for chain in p.pairs)
     return together({net: [scratch_run(net, seed, p) for seed in p.seeds] for net in networks})
-
-
-def training_of(
-    *made: Mapping[Any, Results],
-) -> dict[str, Any]:  # as `Exhibit.save` takes it
-    "What the training of all cells took"
-    parts = [results for cells in made for results in cells.values()]
-    everything = Results([run for results in parts for run in results], parts[0].store)
-    everything.trained = sum(next(iter(cells.values())).trained for cells in made if cells)
-    return everything.meta()
 
 # %% ../../nbs/lib/82_papers_essence.ipynb #ess00015
 def halves(

@@ -8,9 +8,9 @@ from calibkd.data import Dataset
 from calibkd.distillers import IPWD
 from calibkd.metrics import ece
 from calibkd.networks.core import network
-from calibkd.papers.ipwd import (ALONE, COMMON, ONE_STAGE, ONE_STAGE_ROWS, cost_of, first_losses, networks_of, one_stage_runs, pair_study,
-                                 train_each)
+from calibkd.papers.ipwd import ALONE, COMMON, ONE_STAGE, ONE_STAGE_ROWS, first_losses, networks_of, one_stage_runs, pair_study
 from calibkd.runs import Run, named_recipe
+from calibkd.studies import together, training_of
 
 
 def declared(preset="quick", **changes): return one_stage_runs(SimpleNamespace(**ALONE[preset] | changes))
@@ -46,8 +46,8 @@ def test_mobile_networks_have_the_lower_learning_rate_of_crd():
 
 
 def test_rows_are_trained_once_and_measured_with_ten_bins():
-    made = train_each(declared("smoke", dataset="digits", images=100, tests=None, epochs={"resnet8": 2}))
-    assert cost_of(made)["trained"] == 5 and len(made) == 5
+    made = together(declared("smoke", dataset="digits", images=100, tests=None, epochs={"resnet8": 2}))
+    assert training_of(made)["trained"] == 5 and len(made) == 5
     table = networks_of(made, "ece", "top1")
     results = made["resnet8", "LS"]
     assert table.row.tolist() == [*ONE_STAGE_ROWS] and table.ece[1] == ece(*results.logits(results[0]), n_bins=10)

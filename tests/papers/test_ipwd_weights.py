@@ -48,7 +48,7 @@ def test_a_teacher_without_errors_is_asked_about_views(made, monkeypatch):
     teacher, store = results[0].teacher, results.store
     wrong = on_train(teacher, store)[1]
     assert torch.equal(errs(teacher, store), wrong) and wrong.any()
-    monkeypatch.setattr(ipwd, "on_train", lambda run, store: (None, torch.zeros(72, dtype=torch.bool)))
+    monkeypatch.setattr(ipwd.weights, "on_train", lambda run, store: (None, torch.zeros(72, dtype=torch.bool)))
     seen = errs(teacher, store)
     assert seen.dtype == torch.bool and len(seen) == 72 and seen.any() and not torch.equal(seen, wrong)
 

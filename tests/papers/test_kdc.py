@@ -10,13 +10,13 @@ from calibkd.calibrators import TS, fit_temperature
 from calibkd.data import Dataset
 from calibkd.diagnostics import project_network, separation
 from calibkd.distillers import KD
-from calibkd.papers.kdc import (CALIBRATORS, COMMON, activations, calibrator, calibrators_of, flat_separation, kin_triples, on_fit, pair_of, presets,
-                                separations, triple)
+from calibkd.papers.kdc import (CALIBRATORS, COMMON, activations, calibrators_of, flat_separation, kin_triples, on_fit, pair_of, presets, separations,
+                                triple)
 from calibkd.networks.core import network
 from calibkd.objectives import NLL
 from calibkd.runs import Recipe, Run
 from calibkd.store import Store
-from calibkd.studies import Rescaled, along, by_temperature, over_grid, set_aside, study, taught_by, teach
+from calibkd.studies import Rescaled, along, by_temperature, calibrator, over_grid, set_aside, study, taught_by, teach
 from calibkd.sweep import train
 from calibkd.inference import logits_of
 from calibkd.training import fit
