@@ -8,9 +8,10 @@ __all__ = ['PAPER_TAUS', 'COMMON', 'LOSSES', 'Tau', 'Key', 'Made', 'TABLE2', 'TA
            'scratch_run', 'chain_run', 'keys_of', 'swept', 'scratches', 'halves', 'numbers_of', 'columns_of', 'heard',
            'on_training_images', 'students_in', 'teachers_in', 'plain_in', 'calibrated_tau', 'best_tau', 'calibrating',
            'curve', 'tau_in', 'follows', 'at_taus', 'overconfident', 'learned', 'with_interval', 'over_tau',
-           'with_teachers', 'unassisted', 'by_assistant', 'fully_trained', 'ahead_by', 'averaged', 'same_signs',
-           'recalibrating', 'printed_points', 'in_cells', 'against_full', 'epochs_of', 'trend', 'reach', 'sensitivity',
-           'softened_teacher']
+           'with_teachers', 'slopes', 'ranges', 'blunt', 'sensitivity', 'rivals', 'against_largest', 'mismatched',
+           'sized', 'grows', 'scheme', 'by_calibrator', 'unassisted', 'by_assistant', 'fully_trained', 'ahead_by',
+           'averaged', 'same_signs', 'recalibrating', 'printed_points', 'in_cells', 'against_full', 'epochs_of',
+           'trend', 'reach', 'softened_teacher']
 
 # %% ../../nbs/lib/82_papers_essence.ipynb #ess00003
 import functools
@@ -28,12 +29,13 @@ from ..data.splits import Dataset
 from ..distillers.features import FitNet
 from ..distillers.logits import DIST, KD
 from ..exhibits.judge import (
-    always, by_ece, estimate, every, most, not_worse, rhos, Rule, Side, side)
+    always, both, by_ece, cannot, estimate, every, more, most, NOT_RUN, not_worse, rank, rhos, Rule, Side, side, Verdict)
 from ..objectives import NLL, Objective
 from ..plots import looks, reliability, style, subplots
+from ..plots.page import METHODS, SMALL
 from ..runs import Run
 from ..studies import (
-    along, measures, network_size, printed_table, Rescaled, Study, study, tempered, together, training_of)
+    along, calibrator, measures, network_size, printed_table, Rescaled, Study, study, tempered, together, training_of)
 from ..sweep import Results
 from ..training import trainings
 from ..words import pick, require
@@ -306,10 +308,11 @@ def calibrating(
 def curve(
     table: pd.DataFrame,  # of students or teachers
     metric: str,
+    over: str = "tau",    # column with the points
     **where: Any,         # columns and values, as for `side`; `tau` for a part of the grid
-) -> pd.DataFrame:        # (n, m) seeds × τ, rising; empty where something is missing or m < 5
-    "A metric over τ"
-    found = side(table, **where).cells(metric, "tau").sort_index().T
+) -> pd.DataFrame:        # (n, m) seeds × points, rising; empty where something is missing or m < 5
+    "A metric over τ, or over something else"
+    found = side(table, **where).cells(metric, over).sort_index().T
     return found if found.shape[1] >= 5 else found.iloc[:0]
 
 
@@ -464,6 +467,157 @@ def with_teachers(
     ours = students.assign(**beside)
     return pd.concat([ours, pd.DataFrame(theirs)], ignore_index=True) if theirs else ours
 
+# %% ../../nbs/lib/82_papers_essence.ipynb #table602
+def slopes(
+    x: list[pd.DataFrame],   # curves, one a pair
+    y: list[pd.DataFrame],
+    scaled: bool = False,    # each curve of a seed from 0 to 1
+) -> list[list[float]]:      # pairs × seeds
+    "Slopes of the least-squares lines of one curve against another"
+    drawn = lambda row: map(_unit, row) if scaled else row
+    return [[_slope(*drawn(row)) for row in zip(a.to_numpy(), b.to_numpy())] for a, b in zip(x, y)]
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> float:
+    off = x - x.mean()
+    return float(off @ y / (off @ off))
+
+
+def _unit(v: np.ndarray) -> np.ndarray: return (v - v.min()) / (np.ptp(v) or 1.)
+
+
+def ranges(
+    curves: list[pd.DataFrame],  # one a pair
+) -> list[list[float]]:          # pairs × seeds
+    "Largest less smallest value of each curve"
+    return [[float(np.ptp(row)) for row in rows.to_numpy()] for rows in curves]
+
+
+def blunt(
+    table: pd.DataFrame,  # of students or teachers
+    metric: str,
+    loss: str,
+    pairs: Sequence[str],
+    low: Mapping[str, float] = {},  # by pair: from which τ on; where it says nothing, from 1
+) -> list[pd.DataFrame]:            # curves, one a pair
+    "A metric over τ ≥ 1, the paper's side of the grid, or over τ ≥ a τ of each pair"
+    rows = table[table.tau >= table.pair.map(lambda pair: low.get(pair, 1.))]
+    return [curve(rows, metric, pair=pair, loss=loss) for pair in pairs]
+
+
+def sensitivity(
+    points: pd.DataFrame,  # as `with_teachers` gives them, or those of some τ
+) -> pd.DataFrame:         # a row for each pair and loss, in %; – where there are fewer than five τ
+    "How top-1 moves over τ: ρ with the teacher's ECE and with τ, range, slope against the ECE, raw and scaled"
+    rows = {}
+    for (pair, loss), part in points.groupby(["pair", "loss"], sort=False):
+        ece, top1, tau = ([curve(tau_in(part), metric)] for metric in ("teacher_ece", "top1", "at_tau"))
+        numbers = {"ρ with ECE": follows(ece, top1), "ρ with τ": follows(tau, top1), "range": ranges(top1),
+                   "slope": slopes(ece, top1), "slope, scaled": slopes(ece, top1, True)}
+        rows[pair, loss] = {name: with_interval(found) if found else "–" for name, (found,) in numbers.items()}
+    return pd.DataFrame(rows).T.rename_axis(["pair", "loss"])
+
+# %% ../../nbs/lib/82_papers_essence.ipynb #table606
+def rivals(
+    students: pd.DataFrame,  # as `students_in` gives them
+    teachers: pd.DataFrame,  # as `teachers_in` gives them
+) -> list[str]:              # pairs: of the best mid-sized teacher, of the largest; empty where none is worse
+    "Whose students show a capacity mismatch, if there is one: by KD at τ = 1"
+    means = lambda table: side(table, loss="KD", tau=1.).rows.groupby("pair")[["top1", "val_top1"]].mean()
+    taught, accurate = means(students), means(teachers).top1
+    by_size = sorted(taught.index, key=lambda pair: network_size(pair.split(">")[0]))
+    between, largest = by_size[1:-1] or by_size[:-1], by_size[-1:]
+    worse = [pair for pair in between if accurate[pair] < accurate[largest].item()]
+    return [max(worse, key=taught.val_top1.get), *largest] if worse else []
+
+
+def against_largest(
+    students: pd.DataFrame,
+    teachers: pd.DataFrame,
+    ask: Callable[[str, str], Rule],  # of the pair of the mid-sized teacher and of that of the largest
+) -> Rule | Verdict:
+    "A rule on the rivals, if there are any"
+    found = rivals(students, teachers)
+    if found: return ask(*found)
+    several = side(students, loss="KD", tau=1.).rows.pair.nunique() > 1
+    return cannot("no smaller teacher is less accurate than the largest") if several else NOT_RUN
+
+
+def mismatched(
+    students: pd.DataFrame,
+    teachers: pd.DataFrame,
+) -> Rule | Verdict:
+    "At τ = 1 the best mid-sized teacher has the better student than the largest, by half a point: c3 of Fig. 1"
+    taught = lambda pair: at_taus(students, {pair: 1.})["top1"]
+    return against_largest(students, teachers, lambda mid, largest: more(taught(mid), taught(largest), .005))
+
+# %% ../../nbs/lib/82_papers_essence.ipynb #fig10002
+def sized(
+    table: pd.DataFrame,  # of students or teachers
+) -> pd.DataFrame:
+    "The same from the smallest teacher to the largest, with their `family` and their `weights`"
+    family = table.teacher.str.extract("([A-Za-z]+)", expand=False)
+    told = table.assign(family=family, weights=table.teacher.map(network_size))
+    return told.sort_values("weights", kind="stable", ignore_index=True)
+
+
+def grows(
+    teachers: pd.DataFrame,  # as `sized` gives them, at one τ
+    metric: str,
+) -> Rule:
+    "A metric is larger for the largest of each family than for the smallest, and follows the weights over all"
+    families = [rows.teacher.unique() for _, rows in teachers.groupby("family") if rows.teacher.nunique() > 1]
+    of = lambda network: side(teachers, teacher=network)[metric]
+    within = [more(of(networks[-1]), of(networks[0])) for networks in families]
+    return both(*within, rank(*(curve(teachers, m, "teacher") for m in ("weights", metric))))
+
+
+_LARGE, _SMALL, _STUDENT = (METHODS["NLL"][0], .9), (METHODS["MDCA"][0], .5), ("0.45", .3)  # colour and margin
+_TEACHER, _WORSE, _BETTER = (("large teacher,\nbadly calibrated", *_LARGE), ("student,\nworse", *_STUDENT),
+                             ("student,\nbetter", *_STUDENT))
+_WAYS = {  # what Fig. 1 draws: networks, and what is between them
+    "Capacity mismatch": [_TEACHER, "KL", _WORSE],
+    "An assistant between (TAKD)": [_TEACHER, "KL", ("assistant,\ncalibrated", *_SMALL), "KL", _BETTER],
+    "A teacher that is stopped early (ESKD)": [("early teacher,\ncalibrated", _SMALL[0], _LARGE[1]), "KL", _BETTER],
+    "Relations instead of probabilities": [_TEACHER, "DIST", _BETTER],
+}
+
+
+@style()
+def scheme(
+    ax: Axes,
+) -> None:
+    "Draw what the paper says: why a large teacher teaches badly, and three ways around it"
+    ax.set(xlim=(0, 1), ylim=(len(_WAYS) - .1, 0))
+    ax.set_axis_off()
+    for y, (title, parts) in enumerate(_WAYS.items()):
+        ax.text(0, y + .12, title, weight="bold", fontsize=SMALL + 1)
+        boxes = [_box(ax, x, y + .56, *part) for x, part in zip(np.linspace(.2, .9, len(parts[::2])), parts[::2])]
+        for left, right, word in zip(boxes, boxes[1:], parts[1::2]): _arrow(ax, left, right, word)
+
+
+def _box(ax: Axes, x: float, y: float, text: str, colour: str, margin: float) -> Any:
+    frame = dict(boxstyle=f"round,pad={margin}", facecolor=colour, linewidth=0)
+    return ax.text(x, y, text, color="white", ha="center", va="center", fontsize=SMALL, bbox=frame)
+
+
+def _arrow(ax: Axes, left: Any, right: Any, word: str) -> None:
+    (x, y), (end, _) = left.get_position(), right.get_position()
+    ends = dict(patchA=left.get_bbox_patch(), patchB=right.get_bbox_patch(), shrinkA=2, shrinkB=2)
+    ax.annotate("", (end, y), (x, y), arrowprops=dict(arrowstyle="-|>", color="0.3", **ends))
+    ax.text((x + end) / 2, y - .08, word, ha="center", fontsize=SMALL)
+
+# %% ../../nbs/lib/82_papers_essence.ipynb #fig40002
+def by_calibrator(
+    pair: str,
+    names: Sequence[str],      # e.g. ["NLL", "LS", "TS"]
+    p: SimpleNamespace,        # the exhibit's parameters, with beta and gamma
+) -> dict[str, Results]:
+    "Train the students, with KD at τ = 1, of one network that is calibrated in these ways"
+    teacher, student = pair.split(">")
+    run = lambda name, seed: student_run(student, teacher_run(teacher, seed, p, calibrator(name, p)), "KD", 1., seed, p)
+    return together({name: [run(name, seed) for seed in p.seeds] for name in names})
+
 # %% ../../nbs/lib/82_papers_essence.ipynb #table2002
 HUNDRED = dict(dataset="folder:imagenet32-100.zip", images=5000, checkpoints={}, epochs=COMMON["quick"]["epochs"])
 
@@ -586,8 +740,8 @@ def trend(
     loss: str = "KD",
 ) -> Rule:                   # not run for no pair
     "Are students the better, the better their teachers are calibrated, over τ ≥ 1 and in every pair?"
-    curves = lambda table, m: [curve(table[table.tau >= 1], m, pair=pair, loss=loss) for pair in pairs]
-    rule = lambda m: every(follows([-c for c in curves(teachers, m)], curves(students, "top1")), "rho", .3)
+    rule = lambda m: every(follows([-c for c in blunt(teachers, m, loss, pairs)], blunt(students, "top1", loss, pairs)),
+                           "rho", .3)
     return by_ece(rule, side(teachers, pair=[*pairs], loss=loss))
 
 
@@ -599,24 +753,6 @@ def reach(
     "How far accuracy moves over τ: the highest less the lowest"
     curves = [curve(students, "top1", pair=pair, loss=loss) for pair in pairs]
     return sum(c.max(axis=1) - c.min(axis=1) for c in curves).div(len(curves)).dropna()
-
-
-def _moves(rows: pd.DataFrame) -> dict[str, list[float]]:
-    "How the accuracy of one pair and loss moves, seed by seed"
-    ece, top1, at = (curve(tau_in(rows), m) for m in ("teacher_ece", "top1", "at_tau"))
-    slopes = [np.polyfit(*points, 1)[0] for points in zip(ece.to_numpy(), top1.to_numpy())]
-    (with_ece,), (with_tau,) = follows([ece], [top1]), follows([at], [top1])
-    return {"ρ with ECE": with_ece, "ρ with τ": with_tau, "per 100 points of ECE": slopes,
-            "range": list(top1.max(axis=1) - top1.min(axis=1))}
-
-
-def sensitivity(
-    points: pd.DataFrame,  # as `with_teachers` gives them, or a part
-) -> pd.DataFrame:         # (pair, loss) × what; – below five τ
-    "How accuracy goes with the teacher's ECE over τ: rank correlations, slope and range, in %"
-    found = {key: _moves(rows) for key, rows in points.groupby(["pair", "loss"], sort=False)}
-    told = {key: {what: with_interval(v) if len(v) else "–" for what, v in row.items()} for key, row in found.items()}
-    return pd.DataFrame(told).T.rename_axis(["pair", "loss"])
 
 
 @style()

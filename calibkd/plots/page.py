@@ -108,9 +108,9 @@ def looks(
     levels: Sequence,  # names of methods, or anything else
 ) -> list[dict[str, Any]]:  # all different
     "How each level is drawn: a method as always, what is none by its place; so are variants that share a colour"
-    family = {DISTILLERS[v][0] for v in levels if v in DISTILLERS}
-    if len(family) == 1 < len(levels) and {*levels} <= {*DISTILLERS}: return [look(i) for i in range(len(levels))]
-    known = [method_look(v) for v in levels]
+    colours = [DISTILLERS[v][0] for v in levels if v in DISTILLERS]
+    apart = len(set(colours)) == 1 < len(colours)
+    known = [None if apart and v in DISTILLERS else method_look(v) for v in levels]
     taken = [(d["color"], d["marker"]) for d in known if d]
     free = (d for d in map(look, itertools.count()) if (d["color"], d["marker"]) not in taken)
     return [d or next(free) for d in known]

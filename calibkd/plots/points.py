@@ -58,13 +58,14 @@ def scatter(
     over: str | Sequence[str] | None = None,  # columns to average over, such as "seed"; None: each row is a point
     order: Mapping[str, Sequence] | None = None,  # column: its levels, in this order
     band: str | None = "interval",  # bars of means: their 95 % interval, or "sd", or None
+    sharex: bool = True,  # whether all panels reach equally far across
     size: tuple[float, float] | None = None,  # width and height in inches
 ) -> tuple[Figure, np.ndarray]:  # the figure and its axes (rows, columns)
     "One number against another, with bars where points are means, and Spearman's rank correlation in the title"
     check_table(table, [x, hue, col, row, *names_of(y)])
     if over: table = _averaged(table, [n for n in (row, col, hue) if n], [x, *names_of(y)], over, band)
     panels, hues = panel_grid(table, names_of(y), col, row, order), levels(table, hue, order)
-    fig, axes = subplots(*panels.shape, size=size or panels_size(panels.shape), sharex=True)
+    fig, axes = subplots(*panels.shape, size=size or panels_size(panels.shape), sharex=sharex)
     for ax, p in zip(axes.flat, panels.flat):
         part = part_of(table, p, col, row)
         relations = scatter_data(part, x, p.metric, hue, percent, {hue: hues}) if len(part) else pd.DataFrame()

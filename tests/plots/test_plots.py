@@ -322,6 +322,8 @@ def test_variants_of_one_distiller_are_told_apart_by_colour():
     from calibkd.plots.page import looks
     variants, mixed = looks(["IPWD", "IPWD†", "IPWD raw"]), looks(["KD", "IPWD"])
     assert len({d["color"] for d in variants}) == 3 and mixed[1]["color"] not in {d["color"] for d in variants}
+    among = looks(["KD", "KD without T²", "DIST", "NLL"])
+    assert len({d["color"] for d in among}) == 4 and among[3] == looks(["NLL"])[0], "beside names that are no methods', too"
 
 
 def test_kd_and_dist_are_told_apart_by_colour_among_any_losses():
