@@ -135,7 +135,8 @@ def named_recipe(
     return replace(RECIPES[name], **changes)
 
 # %% ../nbs/lib/40_runs.ipynb #18dc3413
-ORIGINS = {"resnet56-4bfd9763.th": "akamaster/pytorch_resnet_cifar10"}  # public repositories of published files
+ORIGINS = dict.fromkeys(["resnet20-12fca82f.th", "resnet56-4bfd9763.th"],
+                        "akamaster/pytorch_resnet_cifar10")  # public repositories of published files
 
 
 def where_weights_lie(
