@@ -7,7 +7,7 @@ __all__ = ['NORMALISE', 'CONFIDENCES', 'T_RANGE', 'label_smoothing', 'LS', 'foca
            'mmce_unweighted', 'mmce_weighted', 'MMCE', 'cpc', 'CPC', 'margin_penalty', 'MbLS', 'Buffers',
            'correctness_ranking', 'scaled_history', 'CRL', 'soft_cross_entropy', 'PSKD', 'adaptive_focal',
            'updated_gamma', 'equal_mass_edges', 'bin_gaps', 'AdaFocal', 'mixed', 'partners', 'MixUp', 'CutMix',
-           'fit_temperature', 'Tempered', 'TS']
+           'Cutout', 'fit_temperature', 'Tempered', 'TS']
 
 # %% ../nbs/lib/30_calibrators.ipynb #e2b6eec5
 import math
@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor, nn
 import torch.nn.functional as F
-from .augment import beta, cutmix, mixup
+from .augment import beta, cutmix, cutout, mixup
 from .objectives import Around, Batch, Objective, Seen, Setting, WHERE_SET
 from .places import send
 from .words import document, pick, require
@@ -480,6 +480,25 @@ class CutMix(Around):
     def loss(self, seen: Seen) -> Tensor:
         "The task loss on both labels"
         return mixed(self.task, seen)
+
+# %% ../nbs/lib/30_calibrators.ipynb #cutout02
+@dataclass(frozen=True)
+class Cutout(Around):
+    "Train on images with a square hole (DeVries & Taylor 2017)"
+    length: int = 16  # side of the hole in pixels; uncalibrated teacher, section 4.2: 16 of 32
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.length, int) and not isinstance(self.length, bool) and self.length >= 0
+        require(whole, f"Cutout: length is a side in pixels, a whole number of at least 0, got {self.length!r}")
+
+    def views(self, batch: Batch, generator: torch.Generator) -> Batch:
+        "A hole in each image of the task's view"
+        seen = self.task.views(batch, generator)
+        return replace(seen, x=cutout(seen.x, self.length, generator))
+
+    def loss(self, seen: Seen) -> Tensor:
+        "The task loss"
+        return self.task.loss(seen)
 
 # %% ../nbs/lib/30_calibrators.ipynb #5e771f07
 def _lead(logits: Tensor, labels: Tensor) -> Tensor:

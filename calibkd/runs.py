@@ -71,6 +71,11 @@ class Recipe:
     crd_mobile: ClassVar["Recipe"]
     pskd: ClassVar["Recipe"]
     uncal: ClassVar["Recipe"]
+    uncal_small: ClassVar["Recipe"]
+    uncal_cinic: ClassVar["Recipe"]
+    uncal_cinic_small: ClassVar["Recipe"]
+    uncal_tiny: ClassVar["Recipe"]
+    uncal_quick: ClassVar["Recipe"]
     essence: ClassVar["Recipe"]
     essence_few: ClassVar["Recipe"]
     quick: ClassVar["Recipe"]
@@ -113,15 +118,22 @@ Recipe.crd = Recipe(epochs=240, batch=64, lr=0.05, milestones=(150 / 240, 180 / 
 Recipe.crd_mobile = replace(Recipe.crd, lr=0.01)  # Tian et al. 2020, for MobileNetV2 and ShuffleNets
 Recipe.review = replace(Recipe.crd, batch=128, lr=0.1, nesterov=True)  # Chen et al. 2021
 Recipe.pskd = Recipe(epochs=300, nesterov=True)  # Kim et al. 2021: lr .1, ×.1 at 150 and 225; Nesterov by their code
-Recipe.uncal = Recipe(epochs=240, batch=64, schedule="cosine")  # uncalibrated teacher, section 4
+Recipe.uncal = Recipe(epochs=240, batch=64, schedule="cosine")  # uncalibrated teacher, section 4.2
+Recipe.uncal_small = replace(Recipe.uncal, lr=0.01)  # its MobileNets and ShuffleNets
+Recipe.uncal_cinic = replace(Recipe.uncal, batch=256)  # on CINIC-10
+Recipe.uncal_cinic_small = replace(Recipe.uncal_cinic, lr=0.01)
+Recipe.uncal_tiny = Recipe(epochs=200, milestones=(0.75, 0.9), weight_decay=1e-4)  # Tiny-ImageNet: ×.1 at 150, 180
 Recipe.essence = Recipe(epochs=200)  # essence: the epochs are stated, the rest is not, ×.1 at 100 and 150
 Recipe.essence_few = Recipe(epochs=100)  # its few-trained teachers: decay from epoch 50 on
 Recipe.quick = Recipe(epochs=40, batch=64, schedule="cosine", warmup=0.3, nesterov=True)  # our own, for small data
+Recipe.uncal_quick = replace(Recipe.quick, epochs=72, lr=0.2)  # for losses that weigh the labels by a half
 Recipe.quick_steps = replace(Recipe.quick, schedule="step")  # the same where a training is stopped early
 RECIPES = {"kdc_cifar": Recipe.kdc_cifar, "kdc_large": Recipe.kdc_large, "kdc_tiny": Recipe.kdc_tiny, "crd": Recipe.crd,
            "crd_mobile": Recipe.crd_mobile, "review": Recipe.review, "pskd": Recipe.pskd, "uncal": Recipe.uncal,
+           "uncal_small": Recipe.uncal_small, "uncal_cinic": Recipe.uncal_cinic,
+           "uncal_cinic_small": Recipe.uncal_cinic_small, "uncal_tiny": Recipe.uncal_tiny,
            "essence": Recipe.essence, "essence_few": Recipe.essence_few, "quick": Recipe.quick,
-           "quick_steps": Recipe.quick_steps}
+           "quick_steps": Recipe.quick_steps, "uncal_quick": Recipe.uncal_quick}
 
 # %% ../nbs/lib/40_runs.ipynb #97d73d7f
 def named_recipe(

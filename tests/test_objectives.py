@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from calibkd.calibrators import CPC, CRL, LS, MDCA, MMCE, PSKD, TS, AdaFocal, CutMix, Focal, MbLS, MixUp, fit_temperature
+from calibkd.calibrators import CPC, CRL, LS, MDCA, MMCE, PSKD, TS, AdaFocal, CutMix, Cutout, Focal, MbLS, MixUp, fit_temperature
 from calibkd.data import Dataset
 from calibkd.distillers import KD
 from calibkd.networks.core import network
@@ -23,7 +23,7 @@ from calibkd.inference import Teacher, fixed_threads
 from calibkd.training import Member, fit, one_epoch
 
 DATA, ONE = Dataset("digits", train=200), Recipe(epochs=1, batch=64, precision="fp64")
-TASKS = [NLL(), LS(), Focal(), MDCA(beta=5), MDCA(beta=5, task=Focal()), MixUp(), CutMix(p=1.), MixUp(task=MDCA(task=LS())),
+TASKS = [NLL(), LS(), Focal(), MDCA(beta=5), MDCA(beta=5, task=Focal()), MixUp(), CutMix(p=1.), Cutout(3), MixUp(task=MDCA(task=LS())),
          MMCE(), MMCE(weighted=False, normalise="paper"), CPC(), MbLS(margin=1.), CRL(), PSKD(), AdaFocal(), CRL(task=MixUp(task=PSKD()))]
 
 

@@ -89,7 +89,12 @@ def test_adamw_is_torchs(monkeypatch):
 def test_recipes_have_names_and_stand_on_the_class():
     assert {name: named_recipe(name) for name in RECIPES} == {name: getattr(Recipe, name) for name in RECIPES}
     papers = {"kdc_cifar", "kdc_large", "kdc_tiny", "crd", "crd_mobile", "review", "pskd", "uncal", "essence", "essence_few"}
-    assert set(RECIPES) == papers | {"quick", "quick_steps"}
+    papers |= {"uncal_small", "uncal_cinic", "uncal_cinic_small", "uncal_tiny"}
+    assert set(RECIPES) == papers | {"quick", "quick_steps", "uncal_quick"}
+    tiny = Recipe.uncal_tiny
+    assert [round(learning_rate(tiny, e, tiny.epochs), 6) for e in (0, 149, 150, 179, 180, 199)] == [.1, .1, .01, .01, .001, .001]
+    assert (tiny.batch, tiny.weight_decay, Recipe.uncal_cinic_small.batch, Recipe.uncal_cinic_small.lr) == (128, 1e-4, 256, .01)
+    assert Recipe.uncal_quick == replace(Recipe.quick, epochs=72, lr=.2) and Recipe.uncal_small == replace(Recipe.uncal, lr=.01)
     rates = {e: learning_rate(Recipe.pskd, e, 300) for e in (0, 149, 150, 224, 225, 299)}
     assert [*rates.values()] == pytest.approx([.1, .1, .01, .01, .001, .001]) and Recipe.crd_mobile == replace(Recipe.crd, lr=.01)
 

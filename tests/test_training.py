@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from calibkd import training
 from calibkd.batches import Batches, generator
-from calibkd.calibrators import TS, CutMix, MixUp
+from calibkd.calibrators import TS, CutMix, Cutout, MixUp
 from calibkd.checkpoints import read_note
 from calibkd.data import Dataset
 from calibkd.data.splits import Loaded, Split
@@ -202,13 +202,24 @@ def test_passes_are_counted(monkeypatch):
         return ask(*a)
     monkeypatch.setattr(training, "ask", counted)
     objectives = {KD(clean=True, task=MixUp()): 2, KD(task=MixUp()): 1, KD(clean=True): 1, KD(): 1, NLL(): 1,
-                  KD(clean=True, task=CutMix(p=0.)): 1, KD(T=2, clean=True, task=MixUp()): 2}
+                  KD(clean=True, task=CutMix(p=0.)): 1, KD(T=2, clean=True, task=MixUp()): 2, KD(clean=True, task=Cutout(3)): 2}
     asked, steps = Teacher(coach(), RECIPE, device()), 3
     asked.net.register_forward_hook(lambda *_: passes.update(teacher=passes["teacher"] + 1))
     members = [Member(student(o), data(), device(), teacher=asked) for o in objectives]
     training.one_epoch(members, Batches(data(), RECIPE, 5, device()), 0, data(), asked)
     assert passes["student"] == steps * sum(objectives.values())
     assert passes["teacher"] == steps * 2  # the shared images, and the mixed ones of the second
+
+
+def test_the_holes_of_a_step_belong_to_the_run_and_not_to_the_distiller():
+    "The framework, the augmentation alone and the teacher seeing holes too: one seed, one step, the same holes; the clean images stay whole"
+    batches, cut = [], Cutout(3)
+    for objective in (KD(alpha=.5, clean=True, task=cut), cut, KD(alpha=.5, task=cut), KD(alpha=.5, clean=True, task=MixUp())):
+        member, batch, asked = one_step(objective)
+        batches.append(member.see(batch, torch.Generator().manual_seed(3), asked).batch)
+    ours, alone, shown, other = (b.x for b in batches)
+    assert torch.equal(ours, alone) and torch.equal(ours, shown) and not torch.equal(ours, batch.x) and not torch.equal(ours, other)
+    assert ((ours == batch.x) | (ours == 0)).all() and batches[0].labels_b is None
 
 
 def test_without_mixing_both_arms_are_one():

@@ -288,6 +288,16 @@ def _tiny_index(files: Files) -> Index:
     shown = _short([words.get(w, w) for w in wnids])
     return Index(train, test, shown, [t for t in tables if t in files.names])
 
+# %% ../../nbs/lib/12_data_folders.ipynb #cinic002
+def _cinic_index(files: Files) -> Index:
+    "Train/<class>/, valid/<class>/ and test/<class>/; valid is not used"
+    parts = [n.split("/") for n in files.names]
+    valid = {p[1] for p in parts if p[0] == "valid" and len(p) > 2}
+    require(valid, f"{files.path} is not CINIC-10 in its official layout: it has no valid/<class>/.")
+    index = _folder_index(files)
+    require_same_classes({*index.classes}, valid, "valid", files.path)
+    return index
+
 # %% ../../nbs/lib/12_data_folders.ipynb #d280fd3c
 TICK = .02  # seconds: file systems count time in steps of some milliseconds
 _LOOKED: dict[Path, tuple[float, str]] = {}  # path -> until when its state is believed, its state
@@ -423,8 +433,9 @@ def _image_folder(kind: str, argument: str, spec: Dataset) -> Raw:
     return Raw(train, test, index.classes, "crop+flip", supers=index.supers)
 
 # %% ../../nbs/lib/12_data_folders.ipynb #ec431d2c
-_LAYOUTS = {"folder": _folder_index, "tiny-imagenet": _tiny_index}  # source -> its reader of the listing
-_DEFAULTS = {"folder": "", "tiny-imagenet": "tiny-imagenet-200"}  # source -> its path where none is given
+# source -> its reader of the listing
+_LAYOUTS = {"folder": _folder_index, "tiny-imagenet": _tiny_index, "cinic10": _cinic_index}
+_DEFAULTS = {"folder": "", "tiny-imagenet": "tiny-imagenet-200", "cinic10": "CINIC-10"}  # source -> its usual path
 
 
 def _used(kind: str, path: Path) -> tuple[Files, list[str]]:

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -565,6 +566,42 @@ def test_broken_tiny_imagenet(spoil, words, folders):
     spoil(tiny(folders / "tiny-imagenet-200"))
     with pytest.raises(ValueError, match=words):
         Dataset("tiny-imagenet").load()
+
+
+# CINIC-10's layout
+
+def cinic(root):
+    folder(root, train=4, test=2, classes=("bird", "airplane"), shape=(8, 8, 3))
+    for c in ("bird", "airplane"): save(root / "valid" / c / "0.png", seed=99)
+    return root
+
+
+def test_cinic_trains_on_train_and_tests_on_test(folders):
+    "Pixels and constants are those of a plain folder of the two parts; valid is not read, so its images may be anything"
+    shutil.copytree(cinic(folders / "CINIC-10"), folders / "plain", ignore=shutil.ignore_patterns("valid"))
+    theirs, plain = Dataset("cinic10", val=.25).load(), Dataset("folder:plain", val=.25).load()
+    assert same(theirs, plain) and theirs.classes == ["airplane", "bird"] and len(theirs.test.labels) == 4
+    assert torch.equal(theirs.mean, plain.mean) and torch.equal(theirs.std, plain.std) and theirs.augment == "crop+flip"
+    before = Dataset("cinic10").fingerprint()
+    (folders / "CINIC-10/valid/bird/0.png").write_bytes(b"no image")
+    time.sleep(.1)
+    assert Dataset("cinic10").fingerprint() == before
+    shutil.make_archive(folders / "packed", "zip", folders, "CINIC-10")
+    assert Dataset("cinic10:packed.zip").fingerprint() == before
+
+
+@pytest.mark.parametrize("spoil, words", [
+    (lambda r: shutil.rmtree(r / "valid"), "not CINIC-10 .* no valid/"), (lambda r: shutil.rmtree(r / "test"), "needs images in train"),
+    (lambda r: (r / "valid/bird").rename(r / "valid/frog"), r"of valid .* differ \(bird, frog"),
+])
+def test_broken_cinic(spoil, words, folders):
+    spoil(cinic(folders / "CINIC-10"))
+    with pytest.raises(ValueError, match=words): Dataset("cinic10").load()
+
+
+def test_missing_cinic_promises_no_download(folders):
+    with pytest.raises(FileNotFoundError, match="CINIC-10 is missing") as error: Dataset("cinic10").load()
+    assert "download" not in str(error.value)
 
 
 # the real files
