@@ -14,6 +14,7 @@ from scipy.special import betaincinv
 from torch import Tensor
 from torch.nn import functional as F
 
+from .places import send
 from .words import document, pick, require
 
 # %% ../nbs/lib/06_augment.ipynb #3dfe0e5c
@@ -191,7 +192,7 @@ def cutout(
 ) -> Tensor:  # (B, C, H, W)
     "Cutout (DeVries & Taylor 2017): a square of zeros for each sample, clipped at the border"
     centre = torch.stack([torch.randint(n, (len(x),), generator=generator) for n in x.shape[2:]])
-    return x * ~_hole(x.shape[2:], centre.to(x.device), length)
+    return x * ~_hole(x.shape[2:], send(centre, x.device), length)
 
 # %% ../nbs/lib/06_augment.ipynb #5175f786
 def beta(

@@ -106,7 +106,7 @@ def changes(root):
     yield "data set of text", one("13_data_text", TEXT)
     yield "metric", one("03_metrics", METRIC)
     book = root / "nbs/uncal/fig.ipynb"
-    book.parent.mkdir()
+    book.parent.mkdir(exist_ok=True)
     book.write_text(json.dumps(meta | {"cells": [code(EXHIBIT[0], tags=["parameters"]), code(EXHIBIT[1])]}))
     yield "exhibit of another paper", [book]
     yield "panel", [book]

@@ -10,7 +10,7 @@ from pretended_gpu import MISSING
 from rehearsal import HARMLESS, REFUSED, SCENES, SHORT, SLOW, STEPS
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=f"this PyTorch has no Python backends: {MISSING}")
-MIXING = {"objective CRD", "objective MixUp", "objective CutMix", "objective KD + MixUp", "objective CutMix of MDCA"}  # draw partners or contrasts: one copy a step
+MIXING = {"objective CRD", "objective MixUp", "objective CutMix", "objective Cutout", "objective KD + MixUp", "objective CutMix of MDCA"}  # draw partners, holes or contrasts: one copy a step
 
 
 @pytest.fixture(scope="module")
