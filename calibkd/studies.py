@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_TEACHER', 'K', 'Study', 'study', 'method_name', 'calibrator', 'over_grid', 'teachers_of', 'set_aside',
-           'by_temperature', 'taught_by', 'caveat', 'with_caveat', 'best_setting', 'measures', 'Taught', 'teach',
-           'best_of', 'together', 'training_of', 'arrow', 'network_size', 'way', 'along', 'positive', 'Rescaled',
-           'tempered', 'printed_table']
+           'by_temperature', 'taught_by', 'over_common', 'caveat', 'with_caveat', 'best_setting', 'measures', 'Taught',
+           'teach', 'best_of', 'together', 'training_of', 'arrow', 'network_size', 'way', 'along', 'positive',
+           'Rescaled', 'tempered', 'printed_table']
 
 # %% ../nbs/lib/70_studies.ipynb #c068adab
 import functools
@@ -28,7 +28,7 @@ from .plots.page import footnote
 from .runs import IMAGENET, named_recipe, objective, Recipe, Run, Weights
 from .store import Store
 from .sweep import Part, Results, train
-from .words import require
+from .words import pick, require
 
 # %% ../nbs/lib/70_studies.ipynb #e4c1de12
 @dataclass(frozen=True)
@@ -163,6 +163,19 @@ def taught_by(
     if fit: table = table.join(teachers.table(*metrics, part=aside)[[*metrics]].add_prefix("fit_"))
     rows, seeds = zip(*dict.fromkeys((place[r.teacher], r.seed) for r in students))
     return table.iloc[[*rows]].reset_index(drop=True).assign(seed=seeds, kind=lambda t: t.objective)
+
+# %% ../nbs/lib/70_studies.ipynb #common02
+def over_common(
+    common: Mapping[str, dict[str, Any]],  # the settings of a paper by preset: "smoke", "quick", "real", "paper"
+    without: Sequence[str] = (),           # settings that the exhibit does not have
+    **own: dict[str, Any],                 # what it changes or adds, by preset; "all": in each of them
+) -> dict[str, dict[str, Any]]:            # as `Exhibit` takes them, `real` only where it is given; or ValueError
+    "A paper's settings with an exhibit's own on top"
+    shared = own.pop("all", {})
+    for name in own: pick("preset", name, common)
+    named = {name: settings for name, settings in common.items() if name != "real" or name in own}
+    known = [k for k in dict.fromkeys(k for settings in named.values() for k in settings) if k not in without]
+    return {name: {k: settings.get(k) for k in known} | shared | own.get(name, {}) for name, settings in named.items()}
 
 # %% ../nbs/lib/70_studies.ipynb #aside005
 PUBLISHED_TEACHER = "published teacher, trained on these images (original files)"

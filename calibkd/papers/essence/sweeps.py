@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from typing import Any
-from ...exhibits.judge import always, by_ece, estimate, every, not_worse, rhos, Rule, Side, side
+from ...exhibits.judge import always, by_ece, every, not_worse, rhos, Rule, Side, side
+from ...exhibits.tables import mean_sd
 from .printed import TABLE6
 from .runs import best_tau, heard, LOSSES, Made
 from ...plots import looks, reliability, style, subplots
@@ -80,9 +81,7 @@ def with_interval(
     digits: int = 1,
 ) -> str:                     # e.g. "47.9 ± 1.2"; of one seed "47.9"
     "A mean in % and half its 95 % interval"
-    found = estimate(values)
-    half = f" ± {100 * (found.ends()[1] - found.mean):.{digits}f}" if found.seeds > 1 else ""
-    return f"{100 * found.mean:.{digits}f}{half}"
+    return mean_sd(pd.Series([*values], dtype=float), digits=digits, count=False, interval=True)
 
 
 def over_tau(
