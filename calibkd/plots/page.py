@@ -16,6 +16,7 @@ import itertools
 import matplotlib
 import numpy as np
 import pandas as pd
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -209,7 +210,7 @@ def tick(
     value: Any,  # a level: a number or a name
 ) -> str:
     "A level as an axis has it"
-    if not is_number(value): return str(value)
+    if not is_number(value): return re.sub(r"(?<=\S)>(?=\S)", " → ", str(value))  # teacher>student
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"  # 20000, not 2e+04
 
 
@@ -220,7 +221,8 @@ def level_text(
 ) -> str:
     "A level with its column's name, as a legend or a title has it"
     if is_number(value) or isinstance(value, bool): return f"{label(name, False)} = {tick(value)}"
-    return f"{label(name, False)}: {value}" if full else str(value)
+    text = tick(value)
+    return f"{label(name, False)}: {text}" if full and "→" not in text else text  # an arrow says what it is
 
 # %% ../../nbs/lib/50_plots_page.ipynb #c98cc971
 def check_table(
