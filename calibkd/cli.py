@@ -6,9 +6,9 @@
 __all__ = ['STOPPED', 'WIDTH', 'LIST_WIDTHS', 'SENTENCES', 'ABOUT_DECIDE', 'OneSentence', 'main', 'took', 'outcome', 'in_a_line',
            'at_length', 'list_exhibits', 'selected', 'meant_by', 'print_paths', 'parsed', 'handed_over',
            'refuse_preset', 'Assignments', 'run_exhibits', 'one_by_one', 'side_by_side', 'quiet', 'overheard', 'tally',
-           'run_one', 'place_of', 'presentable', 'replacing', 'execute', 'failure', 'nearby', 'report', 'line_of',
-           'judge_again', 'anew', 'minutes_of', 'standing_now', 'neighbours', 'decide', 'planned_now', 'show_plan',
-           'extend', 'conclude', 'stored_runs', 'verify_runs', 'update_scoreboard']
+           'run_one', 'place_of', 'presentable', 'replacing', 'execute', 'warm_kernels', 'failure', 'nearby', 'report',
+           'line_of', 'judge_again', 'anew', 'minutes_of', 'standing_now', 'neighbours', 'decide', 'planned_now',
+           'show_plan', 'extend', 'conclude', 'stored_runs', 'verify_runs', 'update_scoreboard']
 
 # %% ../nbs/lib/90_cli.ipynb #e49ab501
 import io, json, logging, os, re, sys, tempfile, time
@@ -255,7 +255,7 @@ def run_one(
     from papermill import PapermillExecutionError
     with tempfile.TemporaryDirectory(prefix="calibkd-") as scratch:
         output, receipt = Path(scratch, f"{notebook.name}.ipynb"), Path(scratch, "receipt.json")
-        try: execute(notebook.path, output, parameters, receipt)
+        try: execute(notebook.path, output, parameters, receipt, warm=not alone)
         except PapermillExecutionError as error: return failure(notebook, error, output, alone)
         left = json.loads(receipt.read_text()) if receipt.exists() else {"folder": None, "saved": False}
         place = place_of(notebook.name, left["folder"])
@@ -306,15 +306,24 @@ def execute(
     output: Path,                   # the executed copy
     parameters: dict[str, object],  # put behind its parameters cell
     receipt: Path,                  # where the exhibit will say what its folder is
+    warm: bool = False,             # from a process that has imported PyTorch, where there is one
 ) -> None:                          # PapermillExecutionError for an exception inside
     "Run a notebook in a kernel that inherits this terminal and the current folder"
     import papermill
+    kernels = warm_kernels() if warm else {}
     for name in ("papermill", "asyncio", "traitlets"): logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     cells = {"desc": source.stem, "leave": False} if sys.stderr.isatty() else False
     quiet = ["--IPKernelApp.log_level=50"]
     with environment(CALIBKD_RECEIPT=str(receipt), PYDEVD_DISABLE_FILE_VALIDATION="1"):
         papermill.execute_notebook(
-            str(source), str(output), parameters, progress_bar=cells, cwd=os.getcwd(), extra_arguments=quiet)
+            str(source), str(output), parameters, progress_bar=cells, cwd=os.getcwd(), extra_arguments=quiet,
+            **kernels)
+
+
+def warm_kernels() -> dict:
+    "For papermill: kernels that need not import everything again; nothing where that is not possible"
+    from calibkd.exhibits.kernels import can_be_warm, WarmKernels
+    return {"kernel_manager_class": WarmKernels} if can_be_warm() else {}
 
 # %% ../nbs/lib/90_cli.ipynb #0ed7a80e
 SENTENCES = ("ValueError", "OSError", "FileNotFoundError", "PermissionError")
