@@ -208,7 +208,7 @@ def test_smoke_exhibits_run_side_by_side(here):
     (here / "nbs" / "fig_Z.ipynb").write_text(notebook(PARAMETERS, MAKE.replace("fig_X", "fig_Z"), TRAIN, *LAST))
     (here / "nbs" / "fig_B.ipynb").write_text(notebook(PARAMETERS, MAKE.replace("fig_X", "fig_B"), "raise ValueError('It is broken; mend it.')"))
     done = start("run", "--all", "--preset", "smoke", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    said, errors = done.communicate(timeout=120)
+    said, errors = done.communicate(timeout=240)
     lines = said.splitlines()
     assert done.returncode == 1 and errors.rstrip().endswith("Failed: fig_B") and "training students" not in errors
     assert lines[0] == "Error in fig_B: It is broken; mend it." and lines[1].startswith("fig_X: not judged (smoke preset, ") and lines[3].startswith("fig_Z: not judged")
