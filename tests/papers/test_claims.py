@@ -39,7 +39,7 @@ def kinds(claims):
 def test_a_file_says_which_paper_and_since_when():
     assert set(PAPERS) >= {"kdc", "essence", "uncal"}
     for name, paper in PAPERS.items():
-        assert [key for key in paper if key not in ("later", "in_short")] == ["number", "title", "fixed", "exhibits"] and paper["title"], name
+        assert [key for key in paper if key not in ("later", "in_short", "findings")] == ["number", "title", "fixed", "exhibits"] and paper["title"], name
         assert date.fromisoformat(paper["fixed"]) == date(2026, 11, 25), name
         assert all(name in paper["exhibits"] and date.fromisoformat(day) > date(2026, 11, 25) for name, day in paper.get("later", {}).items())
         assert FILES[name].read_text("utf-8") == json.dumps(paper, indent=1, ensure_ascii=False) + "\n", name
@@ -53,7 +53,7 @@ def test_an_exhibit_of_ours_may_be_fixed_later():
 def test_what_is_said_in_short_rests_on_claims_of_the_paper_and_depends_on_the_verdict(name):
     "A version for each joint verdict, no two alike; only that for *holds* states anything"
     fixed = {f"{exhibit}.{claim['id']}" for exhibit, claims in PAPERS[name]["exhibits"].items() for claim in claims}
-    for said in PAPERS[name]["in_short"]:
+    for said in [*PAPERS[name]["in_short"], *PAPERS[name].get("findings", ())]:
         assert said.keys() == {"claims", "holds", "does not hold", "undecided"} and said["claims"] and {*said["claims"]} <= fixed
         assert re.match(r"\*[^*]+\?\* Whether ", said["undecided"]) and "undecided" in said["undecided"] and "does not hold" in said["does not hold"], said["claims"]
         assert not {"undecided", "not"} & {*said["holds"].split()} and all(said[v].endswith(".") for v in ("holds", "does not hold", "undecided"))
