@@ -190,11 +190,11 @@ def caveat(
 
 
 def with_caveat(
-    fig: Figure,
+    fig: Figure | None,  # None: nothing was drawn
     p: SimpleNamespace,  # the exhibit's parameters
-) -> Figure:             # the same
+) -> Figure | None:      # the same
     "Say on a figure that its teachers have seen the images"
-    if said := caveat(p): footnote(fig, said)
+    if fig and (said := caveat(p)): footnote(fig, said)
     return fig
 
 # %% ../nbs/lib/70_studies.ipynb #dd1de538
