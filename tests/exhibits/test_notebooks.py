@@ -18,8 +18,9 @@ BOOKS = {e.name: e for e in exhibits()}
 
 
 def papermill(*arguments, cwd=ROOT, **kwargs):
+    "As from a terminal; trained in the kernel itself, which for so little is done before other processes would have started"
     return subprocess.run([sys.executable, "-m", "papermill", *map(str, arguments)], cwd=cwd, capture_output=True, text=True,
-                          stdin=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"}, **kwargs)
+                          stdin=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1", "CALIBKD_WORKERS": "1"}, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -161,11 +162,16 @@ def test_panels_through_papermill(panel, path, tmp_path):
 
 
 DATA = Path(os.environ.get("CALIBKD_DATA", "/nowhere"))
+FEW = dict(images=300, tests=500, Ts="[1.0]", alphas="[0.5]")  # enough where the question is whether an exhibit takes these images
+
+
+def given(**parameters):
+    return [word for k, v in parameters.items() for word in ("-p", k, str(v))]
 
 
 @pytest.mark.skipif(not (DATA / "FashionMNIST").is_dir(), reason="CALIBKD_DATA holds no FashionMNIST")
 def test_real_images(tmp_path):
-    done = papermill("nbs/fig_S7.ipynb", tmp_path / "out.ipynb", "-p", "preset", "smoke", "-p", "dataset", "fashionmnist")
+    done = papermill("nbs/fig_S7.ipynb", tmp_path / "out.ipynb", "-p", "preset", "smoke", *given(dataset="fashionmnist", **FEW))
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -175,17 +181,13 @@ WEIGHTS = Path(os.environ.get("CALIBKD_WEIGHTS", DATA.parent / "weights"))
 @pytest.mark.skipif(not (DATA / "cifar10-jpeg.zip").is_file() or not (WEIGHTS / "resnet20-12fca82f.th").is_file(),
                     reason="CALIBKD_DATA holds no cifar10-jpeg.zip, or CALIBKD_WEIGHTS no published ResNet-20")
 def test_published_teacher(tmp_path):
-    done = papermill("nbs/fig_S7.ipynb", tmp_path / "out.ipynb", "-p", "preset", "smoke", "-p", "dataset", "folder:cifar10-jpeg.zip",
-                     "-p", "teacher", "resnet20-A", "-p", "checkpoint", WEIGHTS / "resnet20-12fca82f.th", "-p", "images", "500")
+    done = papermill("nbs/fig_S7.ipynb", tmp_path / "out.ipynb", "-p", "preset", "smoke", *given(
+        dataset="folder:cifar10-jpeg.zip", teacher="resnet20-A", checkpoint=WEIGHTS / "resnet20-12fca82f.th", **FEW))
     assert done.returncode == 0, done.stderr[-3000:]
     assert str(WEIGHTS) not in "".join(p.read_text() for p in (tmp_path / "results").rglob("*.json"))
 
 
 REAL = [name for name, book in BOOKS.items() if "real" in book.presets and any("calibkd.papers.kdc" in source for _, source in book.cells)]
-
-
-def given(**parameters):
-    return [word for k, v in parameters.items() for word in ("-p", k, str(v))]
 
 
 @pytest.mark.parametrize("name", REAL)
