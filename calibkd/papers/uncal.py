@@ -7,7 +7,7 @@ __all__ = ['COMMON', 'presets', 'AUGMENTATIONS', 'FRAMEWORK', 'ALONE', 'THROUGH'
            'ROWS5', 'TABLE1', 'TABLE2', 'TABLE3', 'TABLE4', 'TABLE5', 'TABLE6', 'parted', 'arm_title', 'objective_of',
            'arm_run', 'train_arms', 'rescaled', 'arms_in', 'best_of_arms', 'swapped', 'leads', 'better', 'times_better',
            'none_worse', 'in_most', 'above', 'best_held', 'effect', 'over_arms', 'uncalibrated', 'more_accurate',
-           'printed_arms', 'in_short_table', 'panels_of']
+           'printed_arms', 'in_short_table', 'panels_of', 'leads_table']
 
 # %% ../../nbs/lib/83_papers_uncal.ipynb #unc00003
 import functools
@@ -419,3 +419,16 @@ def panels_of(
 ) -> dict[str, tuple[Tensor, Tensor]]:  # as `accuracy_confidence` and `reliability_grid` take them
     "Logits and labels of some arms by their names in words"
     return {arm_title(arm): made[pair, arm].logits(made[pair, arm][which]) for arm in arms}
+
+# %% ../../nbs/lib/83_papers_uncal.ipynb #table502
+def leads_table(
+    table: pd.DataFrame,            # as `arms_in` gives it
+    arms: Sequence[str],
+    than: Mapping[str, Rivals],     # {what they are called: the arms compared with}
+    metrics: Sequence[str] = ("top1", "ece"),
+) -> pd.DataFrame:                  # arm × (called, metric): mean ± half a 95 % interval, mean over the pairs
+    "How far arms are ahead of others, in points, positive where they are more accurate or have the smaller error"
+    told = lambda lead: mean_sd(lead, digits=1, count=False, interval=True)
+    ahead = {(who, _SHOWN_AS.get(m, m)): [told(leads(table, m, [arm], rivals).mean()) for arm in arms]
+             for who, rivals in than.items() for m in metrics}
+    return pd.DataFrame(ahead, index=pd.Index([arm_title(arm) for arm in arms], name="ahead of"))
