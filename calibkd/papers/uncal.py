@@ -7,7 +7,8 @@ __all__ = ['COMMON', 'presets', 'AUGMENTATIONS', 'FRAMEWORK', 'ALONE', 'THROUGH'
            'ROWS5', 'TABLE1', 'TABLE2', 'TABLE3', 'TABLE4', 'TABLE5', 'TABLE6', 'parted', 'arm_title', 'objective_of',
            'arm_run', 'train_arms', 'rescaled', 'arms_in', 'best_of_arms', 'swapped', 'leads', 'better', 'times_better',
            'none_worse', 'in_most', 'above', 'best_held', 'effect', 'over_arms', 'uncalibrated', 'more_accurate',
-           'printed_arms', 'in_short_table', 'panels_of', 'leads_table']
+           'printed_arms', 'in_short_table', 'panels_of', 'with_best', 'in_both_strata', 'about_times_better',
+           'with_gaps', 'leads_table']
 
 # %% ../../nbs/lib/83_papers_uncal.ipynb #unc00003
 import functools
@@ -24,7 +25,9 @@ from ..calibrators import CutMix, Cutout, MixUp
 from ..distillers.contrast import CRD
 from ..distillers.logits import KD
 from ..distillers.relations import RKD
-from ..exhibits.judge import always, by_ece, every, more, most, Rule, side, Verdict
+from ..exhibits.claims import in_numbers
+from ..exhibits.judge import (
+    always, asked, both, by_ece, estimate, every, LEVEL, more, most, Rule, side, Verdict)
 from ..exhibits.tables import mean_sd
 from ..metrics import METRICS
 from ..objectives import NLL, Objective, wants
@@ -419,6 +422,63 @@ def panels_of(
 ) -> dict[str, tuple[Tensor, Tensor]]:  # as `accuracy_confidence` and `reliability_grid` take them
     "Logits and labels of some arms by their names in words"
     return {arm_title(arm): made[pair, arm].logits(made[pair, arm][which]) for arm in arms}
+
+# %% ../../nbs/lib/83_papers_uncal.ipynb #datasets02
+def with_best(
+    table: pd.DataFrame,           # as `arms_in` gives it
+    arms: Sequence[str] = FRAMEWORK,
+) -> pd.DataFrame:                 # some pairs have no such arm, if not all of these were run
+    "The table, and of each pair the best arm on held-out images once more, as the arm `best`"
+    run = [pair for pair in table.pair.unique() if len(side(table, pair=pair, arm=[*arms]).rows)]
+    chosen = [side(table, pair=pair, arm=best_held(table, pair, arms)).rows for pair in run]
+    return pd.concat([table, *(rows.assign(arm="best") for rows in chosen)], ignore_index=True)
+
+
+def in_both_strata(
+    table: pd.DataFrame,  # as `with_best` gives it
+    metric: str,          # an error
+    delta: float = .005,  # by how much at least
+) -> Rule:                # undecided where all pairs are in one stratum
+    "Is the best arm better than scratch where the teacher is worse than scratch, and where it is better?"
+    ahead = leads(table, metric, ["T"], ["S"]).mean(axis=1) > 0
+    strata = [table[table.pair.isin([pair for pair, _ in ahead[ahead == own].index])] for own in (False, True)]
+    rule = both(*(every(leads(rows, metric, ["best"], ["S"]), delta=delta) for rows in strata if len(rows)))
+    return rule if all(map(len, strata)) else Rule(lambda level: _half_seen(rule.at(level)))
+
+
+def _half_seen(found: Verdict) -> Verdict:
+    "A verdict on one of two strata"
+    if found.verdict == "not run": return found
+    return replace(found, verdict="undecided", needed=None, why="all pairs are in one stratum")
+
+
+def about_times_better(
+    table: pd.DataFrame,   # as `arms_in` gives it
+    metric: str,           # an error
+    arms: Sequence[str],
+    than: Rivals,
+    low: float,            # the factor is at least this
+    high: float,           # and its interval reaches below this
+) -> Rule:                 # of the log of the factor's geometric mean over the cells
+    "Is an error about so many times smaller?"
+    least, most_of = math.log(low), math.log(high)
+    tests = (lambda mean, a, b: 0 < a <= most_of and mean >= least), (lambda mean, a, b: b < least or a > most_of)
+    factors = lambda m: estimate(leads(table, m, arms, than, log=True).mean())
+    return _judged(table, metric, _rivals(arms, than), lambda m: asked(factors(m), tests, "log ratio"))
+
+
+def with_gaps(
+    rules: Mapping[str, Rule],  # by what they are about, e.g. {"OE": …}
+    table: pd.DataFrame,        # as `arms_in` gives it
+    arms: Sequence[str],
+    level: float = LEVEL,       # of the intervals
+) -> str:                       # empty where nothing was run
+    "What rules find, and the signed gaps of some arms: OE is 0 for a network that never is confident"
+    found = {name: in_numbers(rule.at(level)) for name, rule in rules.items()}
+    gaps = 100 * table[table.arm.isin(arms)].groupby("arm", sort=False).overconfidence.mean()
+    said = [f"{name} {numbers}" for name, numbers in found.items()]
+    told = ", ".join(f"{arm_title(arm)} {gap:+.1f}" for arm, gap in gaps.items())
+    return "; ".join([*said, f"gap: {told}"]) if all(found.values()) else ""
 
 # %% ../../nbs/lib/83_papers_uncal.ipynb #table502
 def leads_table(

@@ -122,7 +122,7 @@ def dots(
     rows: str,  # column with a row for each level, such as "method"
     x: str | Sequence[str],  # metric or metrics, fractions; each has its own panel
     hue: str | None = None,  # column with a colour and marker for each level; None: each row has its own
-    reference: pd.DataFrame | None = None,  # printed numbers, hollow: the metrics as fractions, by level of `rows`
+    reference: pd.DataFrame | None = None,  # printed numbers, hollow: fractions, once or more for a level of `rows`
     sort: bool = False,  # whether the row with the lowest mean of the first metric comes first
     zero: str | None = None,  # what differences are to: a line at zero with this name
     percent: bool = True,  # shares in per cent
@@ -176,7 +176,8 @@ def _draw_printed(ax: Axes, numbers: pd.Series, found: list) -> None:
     drawn = dict(zip(found, looks(found)))
     hollow = {"linestyle": "", "markerfacecolor": "white", "zorder": 3}
     for level in (v for v in found if v in numbers.index):
-        ax.plot(numbers[level], found.index(level), **drawn[level] | hollow)
+        several = numbers[[level]]
+        ax.plot(several, [found.index(level)] * len(several), **drawn[level] | hollow)
     for name, more in (("ours", {"linestyle": ""}), ("printed", hollow)):
         ax.plot([], [], label=name, **{"color": "0.3", "marker": "o"} | more)
 

@@ -12,8 +12,8 @@ from calibkd.distillers.logits import KD
 from calibkd.distillers.relations import RKD
 from calibkd.objectives import NLL, Batch
 from calibkd.papers import uncal
-from calibkd.papers.uncal import (ALONE, COMMON, FRAMEWORK, ROWS, ROWS1, THROUGH, arm_run, best_held, best_of_arms, better, effect, leads, none_worse,
-                                  objective_of, parted, printed_arms, swapped, times_better)
+from calibkd.papers.uncal import (ALONE, COMMON, FRAMEWORK, ROWS, ROWS1, THROUGH, about_times_better, arm_run, best_held, best_of_arms, better, effect,
+                                  in_both_strata, leads, none_worse, objective_of, parted, printed_arms, swapped, times_better, with_best, with_gaps)
 from calibkd.runs import cohorts
 
 P = SimpleNamespace(**COMMON["quick"] | dict(arms=[]))
@@ -114,6 +114,37 @@ def test_factors_of_what_is_printed_as_zero():
     found = table(S=(50, 9), Km=(51, 4)).assign(oe=lambda t: np.where(t.arm == "S", .02, 0.))
     said = times_better(found, "oe", ["Km"], ["S"], 40).at()
     assert said.verdict == "holds" and said.estimate == pytest.approx(np.log(.02 / .0005))
+
+
+def two_pairs(first, second, **arms): return pd.concat([table(T=(50, e), **arms).query("pair == @p") for p, e in (("a>b", first), ("c>b", second))])
+
+
+def test_the_best_arm_is_chosen_on_held_out_images_for_each_pair():
+    found = table(S=(50, 9), Kc=(51, 6), Km=(51, 4), Kx=(51, 5)).assign(
+        val_ece=lambda t: np.where((t.pair == "c>b") & (t.arm == "Kc"), 0., t.val_ece))
+    best = with_best(found).query("arm == 'best'")
+    assert (best[best.pair == "a>b"].ece < .045).all() and (best[best.pair == "c>b"].ece > .055).all() and len(best) == 6
+    assert "best" not in set(with_best(found[found.arm != "Kx"]).arm)
+
+
+@pytest.mark.parametrize("teachers, arms, verdict", [
+    ((10, 7), (6, 5, 4), "holds"), ((10, 7), (12, 11, 10), "does not hold"), ((10, 11), (6, 5, 4), "undecided"), ((7, 6), (12, 11, 10), "undecided")])
+def test_strata_of_pairs(teachers, arms, verdict):
+    "Teachers worse than scratch, and better ones; of one stratum nothing is said"
+    found = with_best(two_pairs(*teachers, S=(50, 9), **{arm: (51, e) for arm, e in zip(FRAMEWORK, arms)}))
+    assert in_both_strata(found, "ece").at().verdict == verdict and in_both_strata(found[found.arm != "S"], "ece").at().verdict == "not run"
+
+
+@pytest.mark.parametrize("ece, verdict", [(8, "does not hold"), (5, "holds"), (3.3, "holds"), (1, "does not hold")])
+def test_about_half(ece, verdict):
+    "A factor of at least 1.5 whose interval is not all above 3"
+    assert about_times_better(table(S=(50, 9), Km=(51, ece)), "ece", ["Km"], ["S"], 1.5, 3.).at().verdict == verdict
+
+
+def test_no_oe_without_its_gap():
+    found = table(S=(50, 9), Km=(51, 4)).assign(oe=lambda t: np.where(t.arm == "S", .02, 0.), overconfidence=lambda t: np.where(t.arm == "S", .09, -.04))
+    assert with_gaps({"OE": times_better(found, "oe", ["Km"], ["S"], 2)}, found, ["S", "Km"]) == "OE × 40.00; gap: scratch +9.0, scaled KD + mixup -4.0"
+    assert with_gaps({"OE": times_better(found, "oe", ["Kx"], ["S"], 2)}, found, ["S", "Kx"]) == ""
 
 
 def test_main_effects():
