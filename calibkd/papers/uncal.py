@@ -7,8 +7,8 @@ __all__ = ['COMMON', 'presets', 'AUGMENTATIONS', 'FRAMEWORK', 'ALONE', 'THROUGH'
            'ROWS5', 'TABLE1', 'TABLE2', 'TABLE3', 'TABLE4', 'TABLE5', 'TABLE6', 'parted', 'arm_title', 'objective_of',
            'arm_run', 'train_arms', 'rescaled', 'arms_in', 'best_of_arms', 'swapped', 'leads', 'better', 'times_better',
            'none_worse', 'in_most', 'above', 'best_held', 'effect', 'over_arms', 'uncalibrated', 'more_accurate',
-           'printed_arms', 'in_short_table', 'panels_of', 'with_best', 'in_both_strata', 'about_times_better',
-           'with_gaps', 'leads_table']
+           'printed_arms', 'in_short_table', 'panels_of', 'distances', 'with_best', 'in_both_strata',
+           'about_times_better', 'with_gaps', 'leads_table']
 
 # %% ../../nbs/lib/83_papers_uncal.ipynb #unc00003
 import functools
@@ -31,6 +31,7 @@ from ..exhibits.judge import (
 from ..exhibits.tables import mean_sd
 from ..metrics import METRICS
 from ..objectives import NLL, Objective, wants
+from ..plots.confidence import accuracy_confidence_data, GROUPS, squared_distance
 from ..runs import Run
 from ..studies import along, arrow, measures, over_common, printed_table, Rescaled, study, together
 from ..sweep import Results
@@ -422,6 +423,16 @@ def panels_of(
 ) -> dict[str, tuple[Tensor, Tensor]]:  # as `accuracy_confidence` and `reliability_grid` take them
     "Logits and labels of some arms by their names in words"
     return {arm_title(arm): made[pair, arm].logits(made[pair, arm][which]) for arm in arms}
+
+# %% ../../nbs/lib/83_papers_uncal.ipynb #fig20002
+def distances(
+    made: Made,
+    p: SimpleNamespace,  # the exhibit's parameters: seeds
+) -> pd.DataFrame:       # pair, arm, seed, and D² as a fraction squared for each of `GROUPS`
+    "D² of all networks, by class, by predicted class and by mini-batch"
+    far = lambda seen: {by: squared_distance(accuracy_confidence_data(*seen, by=by)) for by in GROUPS}
+    return pd.DataFrame([{"pair": pair, "arm": arm, "seed": seed} | far(results.logits(run))
+                         for (pair, arm), results in made.items() for seed, run in zip(p.seeds, results)])
 
 # %% ../../nbs/lib/83_papers_uncal.ipynb #datasets02
 def with_best(
