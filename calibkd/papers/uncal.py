@@ -7,7 +7,7 @@ __all__ = ['COMMON', 'presets', 'AUGMENTATIONS', 'FRAMEWORK', 'ALONE', 'THROUGH'
            'ROWS5', 'TABLE1', 'TABLE2', 'TABLE3', 'TABLE4', 'TABLE5', 'TABLE6', 'parted', 'arm_title', 'objective_of',
            'arm_run', 'train_arms', 'rescaled', 'arms_in', 'best_of_arms', 'swapped', 'leads', 'better', 'times_better',
            'none_worse', 'in_most', 'above', 'best_held', 'effect', 'over_arms', 'uncalibrated', 'more_accurate',
-           'printed_arms', 'in_short_table', 'panels_of', 'distances', 'with_best', 'in_both_strata',
+           'printed_arms', 'in_short_table', 'panels_of', 'with_best', 'on_best_pair', 'distances', 'in_both_strata',
            'about_times_better', 'with_gaps', 'leads_table']
 
 # %% ../../nbs/lib/83_papers_uncal.ipynb #unc00003
@@ -424,6 +424,26 @@ def panels_of(
     "Logits and labels of some arms by their names in words"
     return {arm_title(arm): made[pair, arm].logits(made[pair, arm][which]) for arm in arms}
 
+# %% ../../nbs/lib/83_papers_uncal.ipynb #table1a2
+def with_best(
+    table: pd.DataFrame,                    # as `arms_in` gives it
+    arms: Sequence[str] = FRAMEWORK,
+) -> pd.DataFrame:                          # with the arm "best"; not of pairs on which one of the arms was not run
+    "The table, and of each pair the arm with the lowest ECE on held-out images once more"
+    whole = [pair for pair, rows in table.groupby("pair", sort=False) if {*arms} <= {*rows.arm}]
+    chosen = [side(table, pair=pair, arm=best_held(table, pair, arms)).rows for pair in whole]
+    return pd.concat([table, *(rows.assign(arm="best") for rows in chosen)], ignore_index=True)
+
+
+def on_best_pair(
+    table: pd.DataFrame,  # as `arms_in` gives it
+    arm: str,
+    rival: str,
+) -> pd.DataFrame:        # rows of one pair; all of them where an arm was not run
+    "The pair on which the ECE on held-out images of the rival is the largest multiple of the arm's"
+    times = leads(table, "val_ece", [arm], [rival], log=True)
+    return table[table.pair == times.mean(axis=1).idxmax()[0]] if len(times) else table
+
 # %% ../../nbs/lib/83_papers_uncal.ipynb #fig20002
 def distances(
     made: Made,
@@ -435,16 +455,6 @@ def distances(
                          for (pair, arm), results in made.items() for seed, run in zip(p.seeds, results)])
 
 # %% ../../nbs/lib/83_papers_uncal.ipynb #datasets02
-def with_best(
-    table: pd.DataFrame,           # as `arms_in` gives it
-    arms: Sequence[str] = FRAMEWORK,
-) -> pd.DataFrame:                 # some pairs have no such arm, if not all of these were run
-    "The table, and of each pair the best arm on held-out images once more, as the arm `best`"
-    run = [pair for pair in table.pair.unique() if len(side(table, pair=pair, arm=[*arms]).rows)]
-    chosen = [side(table, pair=pair, arm=best_held(table, pair, arms)).rows for pair in run]
-    return pd.concat([table, *(rows.assign(arm="best") for rows in chosen)], ignore_index=True)
-
-
 def in_both_strata(
     table: pd.DataFrame,  # as `with_best` gives it
     metric: str,          # an error

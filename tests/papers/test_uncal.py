@@ -1,4 +1,5 @@
 "The arms of the uncalibrated-teacher paper: what each minimises, who shares what, and rules against numbers made up to be clear."
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +11,15 @@ from calibkd.calibrators import CutMix, Cutout, MixUp
 from calibkd.distillers.contrast import CRD
 from calibkd.distillers.logits import KD
 from calibkd.distillers.relations import RKD
+from calibkd.exhibits import Notebook
+from calibkd.networks.core import network, penultimate
 from calibkd.objectives import NLL, Batch
 from calibkd.papers import uncal
 from calibkd.papers.uncal import (ALONE, COMMON, FRAMEWORK, ROWS, ROWS1, THROUGH, about_times_better, arm_run, best_held, best_of_arms, better, effect,
-                                  in_both_strata, leads, none_worse, objective_of, parted, printed_arms, swapped, times_better, with_best, with_gaps)
+                                  in_both_strata, leads, none_worse, objective_of, on_best_pair, parted, printed_arms, swapped, times_better,
+                                  with_best, with_gaps)
 from calibkd.runs import cohorts
+from calibkd.studies import arrow
 
 P = SimpleNamespace(**COMMON["quick"] | dict(arms=[]))
 PAIR = "resnet20>resnet8"
@@ -164,3 +169,50 @@ def test_printed_numbers_as_the_catalogue_counts_them():
     assert sum(uncal.TABLE6[c]["Kx", "top1"] > uncal.TABLE6[c]["K", "top1"] for c in uncal.TABLE6) == 2
     assert all(len(line) == 3 * n for t, n in ((uncal.TABLE1, 8), (uncal.TABLE2, 6), (uncal.TABLE3, 6), (uncal.TABLE4, 6), (uncal.TABLE5, 8), (uncal.TABLE6, 6)) for line in t.values())
     assert set(ROWS) < set(ROWS1) and printed_arms("a 1 2 3", ["K"]) == {"a": {("K", "top1"): 1., ("K", "ece"): 2., ("K", "oe"): 3.}}
+
+
+def headed(preset, tmp_path, monkeypatch):
+    "What the first cells of Table 1 define"
+    monkeypatch.setenv("CALIBKD_RESULTS", str(tmp_path))
+    book, space = Notebook(Path(__file__).parents[2] / "nbs" / "uncal" / "table1.ipynb"), {}
+    for source in (book.head, f"preset = '{preset}'", book.maker): exec(source, space)
+    return space["p"]
+
+
+def test_table1_declares_the_papers_six_pairs_and_all_arms(tmp_path, monkeypatch):
+    p = headed("paper", tmp_path, monkeypatch)
+    assert p.pairs == [*uncal.TABLE1] and p.arms == [*ROWS1, "H", *ALONE]
+    runs = [arm_run(pair, arm, seed, p) for pair in p.pairs for arm in p.arms for seed in p.seeds]
+    assert {(r.epochs, r.recipe.batch, r.dataset.name) for r in runs} == {(240, 64, "cifar100")}
+    heard = {pair: {arm_run(pair, arm, 0, p).id for arm in p.arms} for pair in p.pairs}
+    assert {len(ids) for ids in heard.values()} == {12}
+    assert len(set().union(*heard.values())) == 4 + 4 * 4 + 6 * 7, "teachers, and students who need none, are shared"
+
+
+def test_table1_in_quick_takes_a_second_pair_and_trains_its_controls_once(tmp_path, monkeypatch):
+    p = headed("quick", tmp_path, monkeypatch)
+    assert p.pairs == [PAIR] and p.seeds == [1, 2, 3] and p.arms == [*ROWS1, "H", *ALONE]
+    first, second = ({arm: arm_run(pair, arm, 1, p).id for arm in p.arms} for pair in (PAIR, "WRN-16-2>resnet8"))
+    assert {arm for arm in p.arms if first[arm] == second[arm]} == {"S", *ALONE}
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(net for pair in uncal.TABLE1 for net in arrow(pair)))
+def test_the_networks_of_the_six_pairs_answer_at_the_size_of_cifar(name):
+    "Logits, and the pooled features that RKD and CRD compare, as wide as the last layer takes them"
+    net = network(name, num_classes=100, seed=0).eval()
+    with torch.no_grad(): logits, features = net(torch.zeros(2, 3, 32, 32), features=True)
+    assert logits.shape == (2, 100) and features["pooled"].shape == (2, penultimate(net).in_features)
+
+
+def test_the_best_student_is_chosen_on_held_out_images():
+    "Of each pair the arm whose held-out ECE is lowest, whatever it is on test; and the pair with the largest held-out factor"
+    found = table(S=(50, 9), Kc=(51, 2), Km=(51, 6), Kx=(51, 4))
+    held = found.assign(val_ece=lambda t: t.val_ece.where(t.arm != "Km", np.where(t.pair == "a>b", .01, .03)))
+    best = with_best(held)
+    assert best[best.arm == "best"].groupby("pair").ece.mean().round(6).to_dict() == {"a>b": .06, "c>b": .02}
+    assert set(on_best_pair(best, "best", "S").pair) == {"a>b"} and len(with_best(held, ["Kx"])) == len(held) + 6
+
+
+def test_without_all_augmentations_there_is_no_best_student():
+    part = with_best(table(S=(50, 9), Km=(51, 6), Kx=(51, 4)))
+    assert "best" not in {*part.arm} and times_better(on_best_pair(part, "best", "S"), "ece", ["best"], ["S"], 2).at().verdict == "not run"
