@@ -2,6 +2,7 @@
 from .page import *
 from .diagrams import *
 from .confidence import *
+from .flow import *
 from .heatmaps import *
 from .lines import *
 from .points import *

@@ -27,7 +27,7 @@ COUNTS = {  # claims of the paper, controls, premises, identities
     "essence_table7": (3, 0, 0, 0), "essence_table8": (3, 2, 0, 0), "essence_table9": (2, 0, 2, 0), "ipwd_settings": (4, 0, 0, 0),
     "ipwd_table1": (9, 4, 0, 0), "ipwd_table2": (3, 1, 1, 0), "ipwd_table3": (4, 0, 0, 0), "ipwd_table4": (5, 2, 0, 0),
     "ipwd_onestage": (7, 1, 0, 0), "ipwd_longtail": (5, 1, 0, 0), "ipwd_sec23": (3, 1, 0, 0), "ipwd_weights": (0, 3, 0, 0),
-    "uncal_fig1": (4, 1, 1, 0), "uncal_fig2": (4, 2, 0, 0), "uncal_fig4": (3, 0, 0, 1), "uncal_table1": (14, 3, 1, 0),
+    "uncal_fig1": (4, 1, 1, 0), "uncal_fig2": (4, 2, 0, 0), "uncal_fig3": (6, 1, 2, 0), "uncal_fig4": (3, 0, 0, 1), "uncal_table1": (14, 3, 1, 0),
     "uncal_table2": (9, 1, 0, 0), "uncal_table3": (5, 0, 0, 0), "uncal_table4": (6, 0, 0, 0), "uncal_table5": (4, 1, 0, 0),
     "uncal_table6": (8, 0, 0, 0)}
 
