@@ -12,14 +12,15 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 from types import SimpleNamespace
 from ...exhibits.tables import mean_sd
-from .arms import arm_title, is_arm, Made
+from .arms import arm_title, Made
 from .printed import PRINTED
 from .rules import leads, Rivals
 from ...plots.confidence import accuracy_confidence_data, GROUPS, squared_distance
 
 
 # %% ../../../nbs/lib/83c_papers_uncal_shown.ipynb #unc00025
-_SHOWN_AS = {"top1": "top-1", "ece": "ECE", "oe": "OE", "overconfidence": "gap", "true_ece": "true ECE"}
+_SHOWN_AS = {"top1": "top-1", "ece": "ECE", "oe": "OE", "overconfidence": "gap", "true_ece": "true ECE",
+             "ece_floor": "floor of ECE"}
 
 
 def in_short_table(
@@ -34,7 +35,7 @@ def in_short_table(
     for metric in PRINTED if printed else ():
         values = [printed.get((arm, metric), math.nan) * 100 ** (metric != "top1") for _, arm in ours.index]
         ours[f"{_SHOWN_AS[metric]}, printed"] = [f"{v:.{1 + (metric == 'top1')}f}".replace("nan", "") for v in values]
-    return ours.rename(index={arm: arm_title(arm) for arm in table.arm.unique() if is_arm(arm)}, level="arm")
+    return ours.rename(index={arm: arm_title(arm) for arm in table.arm.unique()}, level="arm")
 
 
 def panels_of(
