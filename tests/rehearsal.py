@@ -139,9 +139,8 @@ def with_all_metrics(gpu) -> dict:
              "metric": metrics.ece}
     with gpu: there = {k: v.to(gpu.device) if isinstance(v, torch.Tensor) else v for k, v in known.items()}
     found = {}
-    for name in metrics.__all__:
-        f = getattr(metrics, name)
-        if isinstance(f, type) or not callable(f): continue
+    for name, f in vars(metrics).items():
+        if name.startswith("_") or not inspect.isfunction(f): continue
         takes = inspect.signature(f).parameters.values()
         if any(p.default is p.empty and p.name not in known for p in takes): continue  # it is not about logits
         given = [p.name for p in takes if p.name in known]

@@ -104,7 +104,7 @@ def changes(root):
     yield "distiller with a module", one("31_distillers_logits", "import torch", DISTILLER)
     yield "network", one("27_networks_convnet", NETWORK)
     yield "data set of text", one("13_data_text", TEXT)
-    yield "metric", one("03_metrics", METRIC)
+    yield "metric", one("03d_metrics_evaluation", METRIC)
     book = root / "nbs/uncal/fig.ipynb"
     book.parent.mkdir(exist_ok=True)
     book.write_text(json.dumps(meta | {"cells": [code(EXHIBIT[0], tags=["parameters"]), code(EXHIBIT[1])]}))

@@ -230,9 +230,9 @@ def always(
 
 # %% ../../nbs/lib/61_exhibits_judge.ipynb #6a1f3fa2
 def _cells(cells: Sequence[Sequence[float]], least: int = 1) -> np.ndarray | None:
-    "Cells × seeds, checked; None if they were not run"
+    "Cells × seeds, checked; None if one of them was not run"
     d = np.asarray(cells, dtype=float)
-    if d.size == 0: return None
+    if d.size == 0 or np.isnan(d.reshape(len(d), -1)).all(1).any(): return None
     require(d.ndim == 2 and len(d) >= least and np.isfinite(d).all(),
             f"at least {least} cells of one number for each seed are needed, got the shape {d.shape}")
     return d

@@ -150,7 +150,7 @@ def test_more_seeds_narrow_the_interval():
 @pytest.mark.parametrize("rule, said", [
     (more(3., 2.), "holds"), (same(1e-9, 0, 1e-6), "holds"), (same(.2, 0, .1), "does not hold"), (factor(2., 1.79, 2), "does not hold"),
     (always([True, True]), "undecided"), (always([True] * 3), "holds"), (always([True, False, True]), "does not hold"), (always(True), "holds"),
-    (always([]), "not run"), (most([]), "not run"), (every(np.empty((0, 3))), "not run"), (rank([], []), "not run"),
+    (always([]), "not run"), (most([]), "not run"), (every(np.empty((0, 3))), "not run"), (every([[1, 2, 3], [math.nan] * 3]), "not run"), (rank([], []), "not run"),
     (both(UNRUN, Rule(lambda level: cannot("nobody knows the posterior"))), "cannot be judged"),
 ])
 def test_exact_numbers_and_what_was_not_run(rule, said):
