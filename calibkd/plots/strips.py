@@ -30,7 +30,7 @@ def numbered(
     return sorted(names, key=parts)
 
 # %% ../../nbs/lib/57_plots_strips.ipynb #24443f87
-_SQUARE, _LETTER = 0.2, 0.058  # inches: the side of a square, the width of a letter
+_SQUARE, _LETTER = 0.2, 0.065  # inches: the side of a square, less where many are to fit; the width of a letter
 
 
 @style()
@@ -45,8 +45,10 @@ def strip(
     require(counts.keys() <= {*answers}, f"an answer is one of {', '.join(answers)}, got {', '.join(counts)}")
     parts = _parts(list(rows), blocks)
     columns = [numbered({c for name in part for c in rows[name]}) for part in parts]
-    widths = [len(c) + max(map(len, part)) * _LETTER / _SQUARE for c, part in zip(columns, parts)]
-    size = WIDE, 0.5 + len(parts[0]) * _SQUARE
+    letters = [max(map(len, part)) * _LETTER for part in parts]
+    side = min(_SQUARE, (WIDE - 0.3 - sum(letters)) / sum(map(len, columns)))
+    widths = [len(c) + written / side for c, written in zip(columns, letters)]
+    size = WIDE, 0.7 + len(parts[0]) * side
     fig, axes = subplots(1, len(parts), size=size, gridspec_kw={"width_ratios": widths})
     for ax, part, across in zip(axes.flat, parts, columns): _draw_block(ax, part, across, rows, answers)
     for ax in axes.flat: ax.set_ylim(len(parts[0]) - 0.5, -0.5)  # the last block may have fewer rows
@@ -68,6 +70,7 @@ def _draw_block(ax: Axes, names: list, columns: list, rows: Mapping, answers: Ma
     ax.set_yticks(range(len(names)), names)
     ax.xaxis.tick_top()
     ax.tick_params(length=0, labelsize=SMALL)
+    ax.tick_params(axis="x", labelrotation=90)
     ax.spines[:].set_visible(False)
     for i, name in enumerate(names):
         for column, answer in rows[name].items(): _draw_answer(ax, columns.index(column), i, answers[answer])
