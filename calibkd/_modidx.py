@@ -2533,6 +2533,7 @@ d = { 'settings': { 'branch': 'main',
                                'calibkd.words.field_remarks': ('lib/words.html#field_remarks', 'calibkd/words.py'),
                                'calibkd.words.nearest': ('lib/words.html#nearest', 'calibkd/words.py'),
                                'calibkd.words.pick': ('lib/words.html#pick', 'calibkd/words.py'),
+                               'calibkd.words.refuses': ('lib/words.html#refuses', 'calibkd/words.py'),
                                'calibkd.words.remark': ('lib/words.html#remark', 'calibkd/words.py'),
                                'calibkd.words.remarks': ('lib/words.html#remarks', 'calibkd/words.py'),
                                'calibkd.words.require': ('lib/words.html#require', 'calibkd/words.py')}}}

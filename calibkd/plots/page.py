@@ -94,6 +94,7 @@ _SHOWN = {"cutout": "#009E73", "mixup": "#CC79A7", "CutMix": "#56B4E9"}  # what 
 _HEARD = {"scaled KD": "s", "scratch": "h", "RKD, halved": "<", "CRD, halved": ">"}
 ARMS = {f"{who} + {what}": (colour, mark) for what, colour in _SHOWN.items() for who, mark in _HEARD.items()}
 ARMS |= {"scaled KD": ("#D55E00", "s"), "vanilla KD": ("#E69F00", "p"), "scratch, loss halved": ("#777777", "X")}
+ARMS |= {"scaled KD + TS": ("#D55E00", "D"), "scratch + TS": ("#777777", "D")}
 _STUDENTS = {f"KD{plus}{m}": m for m in METHODS for plus in ("+", " + ")}
 _STUDENTS |= {"KD(UC)": "NLL", "KD(C)": "MDCA", "KD(UC)+TS": "TS", "Student": "scratch"}
 _DIRECT = {m + end: m for m in METHODS for end in ("", " teacher")}
