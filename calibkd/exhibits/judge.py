@@ -229,12 +229,12 @@ def always(
 
 
 # %% ../../nbs/lib/61_exhibits_judge.ipynb #6a1f3fa2
-def _cells(cells: Sequence[Sequence[float]], least: int = 1) -> np.ndarray | None:
+def _cells(cells: Sequence[Sequence[float]]) -> np.ndarray | None:
     "Cells × seeds, checked; None if one of them was not run"
     d = np.asarray(cells, dtype=float)
     if d.size == 0 or np.isnan(d.reshape(len(d), -1)).all(1).any(): return None
-    require(d.ndim == 2 and len(d) >= least and np.isfinite(d).all(),
-            f"at least {least} cells of one number for each seed are needed, got the shape {d.shape}")
+    require(d.ndim == 2 and np.isfinite(d).all(),
+            f"cells of one number for each seed are needed, got the shape {d.shape}")
     return d
 
 
@@ -254,7 +254,7 @@ def _every(d: np.ndarray, level: float, unit: str, delta: float) -> Verdict:
     if whole.seeds < 3: return whole
     strict = 1 - (1 - level) / len(d)
     wrong = sum(p.ends(strict)[1] < 0 for p in parts)
-    why = f"{wrong} of {len(d)} cells are the other way round"
+    why = f"{wrong} of {len(d)} cells are the other way round" * (len(d) > 1)
     if wrong: return replace(whole, verdict="does not hold", needed=None, why=why)
     off = sum(p.mean <= 0 for p in parts)
     if whole.verdict != "holds" or not off: return whole
@@ -263,12 +263,18 @@ def _every(d: np.ndarray, level: float, unit: str, delta: float) -> Verdict:
 
 def most(
     cells: Sequence[Sequence[float]],  # (K, n) differences, right if positive
-    least: int = 3,                    # cells that are needed
+    least: int = 3,                    # cells that are needed; with fewer it cannot be judged
 ) -> Rule:                             # estimate and interval of the share of right cells
     "Is the difference positive in most cells?"
-    d = _cells(cells, least)
+    d = _cells(cells)
+    if d is not None and len(d) < least: return _never(f"fewer than {least} cells")
     over_half = more([] if d is None else (d > 0).mean(0), 0.5, unit="share")
     return Rule(lambda level: _raised(over_half.at(level), 0.5))
+
+
+def _never(why: str) -> Rule:
+    "The rule that these data cannot answer"
+    return Rule(lambda level: cannot(why))
 
 
 def _raised(found: Verdict, by: float) -> Verdict:
@@ -361,7 +367,7 @@ def rank(
     delta: float = 0.3,
 ) -> Rule:                         # of Spearman's ρ, one for each seed
     "Do y's ranks follow x's?"
-    return more(rhos(x, y), 0.0, delta, "rho")
+    return _by_ranks([x, y], delta)
 
 
 def partial_rank(
@@ -371,14 +377,21 @@ def partial_rank(
     delta: float = 0.3,
 ) -> Rule:                         # of Spearman's partial ρ, one for each seed
     "Do y's ranks follow x's among points of equal z?"
-    return more(rhos(x, y, z), 0.0, delta, "rho")
+    return _by_ranks([x, y, z], delta)
+
+
+def _by_ranks(points: Sequence[Sequence[Sequence[float]]], delta: float) -> Rule:
+    "The rule on ρ, where there is one: not for a few points, nor where they are all equal or do not move without z"
+    if 0 < np.size(points[0]) and np.shape(points[0])[-1] < 5: return _never("fewer than 5 points")
+    found = rhos(*points)
+    return more(found, 0.0, delta, "rho") if np.isfinite(found).all() else _never("ranks that coincide")
 
 
 def rhos(
     x: Sequence[Sequence[float]],  # (n, m): for each seed m points, m ≥ 5
     y: Sequence[Sequence[float]],  # (n, m)
     z: Sequence[Sequence[float]] | None = None,  # (n, m) what is held fixed; None: nothing
-) -> list[float]:                  # (n,) from -1 to 1
+) -> list[float]:                  # (n,) from -1 to 1; nan where ranks coincide
     "Spearman's ρ, or the partial one, for each seed"
     if z is None: return [stats.spearmanr(*row).statistic for row in zip(_five(x), _five(y))]
     return [_partial_spearman(*row) for row in zip(_five(x), _five(y), _five(z))]
@@ -395,8 +408,10 @@ def _five(points: Sequence[Sequence[float]]) -> np.ndarray:
 
 def _partial_spearman(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> float:
     "Spearman's ρ of x and y with z held fixed"
-    r = np.corrcoef([stats.rankdata(v) for v in (x, y, z)])
-    return float((r[0, 1] - r[0, 2] * r[1, 2]) / math.sqrt((1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2)))
+    ranks = [stats.rankdata(v) for v in (x, y, z)]
+    with np.errstate(invalid="ignore"): r = np.corrcoef(ranks)  # nan where all are equal
+    left = (1 - r[0, 2] ** 2) * (1 - r[1, 2] ** 2)  # of the ranks' variances once z is held fixed
+    return float((r[0, 1] - r[0, 2] * r[1, 2]) / math.sqrt(left)) if left > 1e-12 else math.nan
 
 
 def bootstrap_rank(

@@ -135,8 +135,11 @@ def test_partial_ranks_see_through_a_common_cause():
 
 def test_what_cannot_be_judged_is_said_in_a_sentence():
     assert more([1., 2.], 0.).at().why == "fewer than 3 seeds" and spread([1, 2, 3], [1, 2, 3]).at().why == "fewer than 5 seeds"
-    for call in (lambda: more([1., 2., 3.], [1., 2.]), lambda: more([1., math.nan, 3.], 0.), lambda: most([[1, 1, 1]]), lambda: rank([[1, 2]] * 3, [[1, 2]] * 3),
-                 lambda: every([1, 2, 3]), lambda: Verdict("maybe")):
+    line, flat = [[1, 2, 3, 4, 5]] * 3, [[1] * 5] * 3
+    for rule, why in ((most([[1, 1, 1]]), "fewer than 3 cells"), (rank([[1, 2]] * 3, [[1, 2]] * 3), "fewer than 5 points"), (rank(line, flat), "ranks that coincide"),
+                      (partial_rank(line, line, line), "ranks that coincide"), (partial_rank(line, line, flat), "ranks that coincide")):
+        assert str(rule.at()) == f"cannot be judged ({why})"
+    for call in (lambda: more([1., 2., 3.], [1., 2.]), lambda: more([1., math.nan, 3.], 0.), lambda: every([1, 2, 3]), lambda: Verdict("maybe")):
         with pytest.raises(ValueError) as caught: call()
         assert "\n" not in str(caught.value)
 

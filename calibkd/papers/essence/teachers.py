@@ -180,7 +180,7 @@ def same_signs(
 ) -> Rule:                            # estimate and interval of the share of cells
     "Does the better calibrated of two teachers have the better student, in most cells?"
     cells = np.multiply(calibrated, taught)
-    return most(cells if len(cells) >= least else [], least)
+    return most(cells, least)
 
 # %% ../../../nbs/lib/82c_papers_essence_teachers.ipynb #table2005
 def recalibrating(
