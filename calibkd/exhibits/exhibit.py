@@ -195,6 +195,7 @@ class Exhibit:
                  for suffix, data in pictures(drawn).items()}
         files |= {named[name]: comma_separated(table) for name, table in tables.items()}
         files["claims.json"], files["meta.json"] = claims, as_json(self.meta(meta) | self._looks() | {"tables": named})
+        self._warn_of_fewer_seeds()
         for file, data in files.items(): write(self.folder / file, data)
         self._announce(saved=True)
         return self.folder
@@ -206,11 +207,20 @@ class Exhibit:
         unjudged = {"verdict": "not judged", "ours": ""} if self.preset == "smoke" else {}
         return [c.entry(self.name, self.data) | unjudged for c in self.claims]
 
+    def _before(self) -> dict[str, Any]:
+        "The meta.json of what is replaced, if it differs in seeds at most"
+        before = read_json(self.folder / "meta.json")
+        return before if before.get("parameters", {}) | {"seeds": 0} == tidy(vars(self.p)) | {"seeds": 0} else {}
+
     def _looks(self) -> dict[str, list]:
         "What `calibkd decide` did to this exhibit: a look that was taken stays taken"
-        before = read_json(self.folder / "meta.json")
-        same = before.get("parameters", {}) | {"seeds": 0} == tidy(vars(self.p)) | {"seeds": 0}
-        return {"decide": before["decide"]} if same and "decide" in before else {}
+        return {k: v for k, v in self._before().items() if k == "decide"}
+
+    def _warn_of_fewer_seeds(self) -> None:
+        "What is replaced may rest on more seeds than the preset has"
+        before, own = self._before().get("seeds") or [], self.seeds or []
+        if {*before} > {*own}:
+            print(f"This replaces a result of {len(before)} seeds by one of {len(own)}; seeds={before} keeps them.")
 
     def _files(self, parts: Mapping[str, Any], end: str = "") -> list[str]:
         "The first table or figure has the exhibit's name, the others theirs behind it"

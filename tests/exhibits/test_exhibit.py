@@ -126,6 +126,16 @@ def test_more_looks_ask_for_wider_intervals():
     assert verdicts == {.95: "holds", .975: "undecided"}
 
 
+def test_a_result_of_more_seeds_is_not_replaced_unseen(capsys):
+    table = pd.DataFrame({"T": [1.]})
+    make(seeds=[0, 1, 2, 3, 4]).save(None, table)
+    make(seeds=[0, 1, 2, 3, 4, 5]).save(None, table)
+    make(T=2.).save(None, table)
+    assert not capsys.readouterr().out
+    make().save(None, table)
+    assert capsys.readouterr().out == "This replaces a result of 6 seeds by one of 3; seeds=[0, 1, 2, 3, 4, 5] keeps them.\n"
+
+
 def test_nothing_in_a_claim_is_markup_in_the_verdict():
     ex = make()
     ex.judge("c1", more(1., 0.), "1 < 2", text="a <script>b</script>")
