@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SIGNS', 'PLURALS', 'EARLIER', 'DECIDED', 'HEAD', 'FILE', 'ABOUT_PAGE', 'USE', 'PICTURE', 'OPEN_STILL', 'OPENING',
-           'CLOSING', 'saved', 'everything_saved', 'duration', 'effort', 'on_board', 'judged', 'is_earlier', 'counted',
-           'of_paper', 'holding', 'in_signs', 'decisive', 'decisions', 'only_claims', 'escaped', 'markdown_table',
-           'data_of', 'circumstances', 'verdict_cell', 'row_for', 'claims_of', 'notebook_of', 'part_of_page',
-           'sections', 'allowed_to_say', 'results_page', 'drawn', 'pictured', 'question', 'joint', 'with_signs',
-           'sentence', 'dealt', 'overview', 'with_overview', 'update_board']
+           'CLOSING', 'saved', 'everything_saved', 'duration', 'effort', 'on_board', 'aside', 'judged', 'is_earlier',
+           'counted', 'of_paper', 'holding', 'in_signs', 'decisive', 'decisions', 'only_claims', 'escaped',
+           'markdown_table', 'data_of', 'circumstances', 'named_aside', 'verdict_cell', 'row_for', 'claims_of',
+           'notebook_of', 'part_of_page', 'sections', 'allowed_to_say', 'results_page', 'drawn', 'pictured', 'question',
+           'joint', 'with_signs', 'sentence', 'dealt', 'overview', 'with_overview', 'update_board']
 
 # %% ../../nbs/lib/66_exhibits_board.ipynb #46873a4d
 import html
@@ -69,6 +69,16 @@ def on_board(
     board = {r["exhibit"]: {} for r in found}
     for r in sorted(found, key=lambda r: PRESETS.index(r["preset"])): board[r["exhibit"]][r["preset"]] = r
     return board
+
+
+def aside(
+    root: Path,               # a results folder
+) -> dict[str, list[dict]]:   # exhibit -> what `saved` gives
+    "What was saved of presets with other parameters"
+    found: dict[str, list[dict]] = {}
+    for r in everything_saved(root):
+        if r["preset"] != "smoke" and r["changed"]: found.setdefault(r["exhibit"], []).append(r)
+    return found
 
 # %% ../../nbs/lib/66_exhibits_board.ipynb #board004
 SIGNS = {"holds": "✓", "does not hold": "✗", "undecided": "?", "cannot be judged": "–", "not run": "·"}
@@ -201,6 +211,17 @@ def circumstances(
     return escaped(f"{result['preset']}: {'; '.join(said)}")
 
 
+def named_aside(
+    result: dict,     # as `saved` gives it, with other parameters than a preset's
+    default: str,     # where the notebook is that makes it
+) -> str:             # one line of markdown
+    "Verdicts that are shown and not counted, and what they rest on"
+    changed = ", ".join(f"{k} {v}" for k, v in result["changed"].items())
+    claims, ids = judged(result), [said.id for said in claims_of(result["exhibit"], [result])]
+    said = ", ".join(f"{id} {SIGNS[claims[id]['verdict']]}" for id in ids if id in claims) or EARLIER
+    return f"- not counted, {circumstances(result)}, [with]({notebook_of(result, default)}) {escaped(changed)}: {said}"
+
+
 def verdict_cell(
     entry: dict | None,    # of claims.json
     result: dict | None,   # as `saved` gives it
@@ -248,16 +269,17 @@ def part_of_page(
     name: str,                     # of an exhibit
     presets: Mapping[str, dict],   # what was saved of it, by preset
     link: str,                     # where its notebook is
+    others: Sequence[dict] = (),   # what was saved of it with other parameters
 ) -> str:                          # markdown
     "An exhibit on the page: its title, what it rests on, its claims"
     results = list(presets.values())
     places = [notebook_of(r, link) for r in results] or [link]
     title = "".join(f": {escaped(r['title'])}" for r in results[-1:])
-    others = "".join(f" ([{p}]({place}))" for p, place in list(zip(presets, places))[1:])
-    made = "\n".join(f"- {circumstances(r)}" for r in results)
+    further = "".join(f" ([{p}]({place}))" for p, place in list(zip(presets, places))[1:])
+    made = "\n".join([*(f"- {circumstances(r)}" for r in results), *(named_aside(r, link) for r in others)])
     rows = [row_for(said, r, i == 0) for said in claims_of(name, results) for i, r in enumerate(results or [None])]
     table = markdown_table(HEAD, rows) if rows else EARLIER if results else "not run"
-    return "\n\n".join(filter(None, (f'<a id="{name}"></a>\n### [{name}]({places[0]}){title}{others}', made, table)))
+    return "\n\n".join(filter(None, (f'<a id="{name}"></a>\n### [{name}]({places[0]}){title}{further}', made, table)))
 
 # %% ../../nbs/lib/66_exhibits_board.ipynb #board011
 USE = "**What a reader can use of it**"
@@ -284,6 +306,7 @@ def allowed_to_say(
 def results_page(
     board: Mapping[str, Mapping[str, dict]],  # as `on_board` gives it
     links: Mapping[str, str],                 # exhibit -> where its notebook is
+    others: Mapping[str, Sequence[dict]] = {},  # as `aside` gives them
 ) -> str:                                     # markdown
     "Every claim of every exhibit"
     found, parts = decisions(board), [ABOUT_PAGE]
@@ -292,7 +315,8 @@ def results_page(
         number = counted(v for name in names for v in claims.get(name, {}).values())
         parts += [f"## {heading}", *[f"Of the paper's claims: {number}."] * (number != "–")]
         parts += allowed_to_say(papers.get(heading, {}), found)
-        parts += [part_of_page(n, board.get(n, {}), links.get(n, f"nbs/{n}.ipynb")) for n in names]
+        link = lambda name: links.get(name, f"nbs/{name}.ipynb")
+        parts += [part_of_page(n, board.get(n, {}), link(n), others.get(n, ())) for n in names]
     return "\n\n".join(parts) + "\n"
 
 # %% ../../nbs/lib/66_exhibits_board.ipynb #board013
@@ -407,7 +431,8 @@ def update_board(
     "Write README's part, the page beside it and the picture of all verdicts"
     path, root = Path(path), root or results_root()
     found = decisions(board := on_board(root))
-    texts = {path: with_overview(path, overview(found)), path.with_name(FILE): results_page(board, links)}
+    page = results_page(board, links, aside(root))
+    texts = {path: with_overview(path, overview(found)), path.with_name(FILE): page}
     stale = {place: text for place, text in texts.items() if not place.is_file() or place.read_text("utf-8") != text}
     if pictured(root / PICTURE) != (claims := only_claims(found)):
         stale[writable(root) / PICTURE] = b"" if check else drawn(claims)
