@@ -62,10 +62,14 @@ class Study:
         "A student of the teacher that was calibrated so"
         return Run(self.data, self.student, distiller, self.student_recipe, seed, self.teacher_run(calibrator, seed))
 
+    @property
+    def alone(self) -> "Study":
+        "The student's network, trained as long, in the place of the teacher"
+        return Study(self.data, self.student, self.student, self.base, self.student_epochs, self.student_epochs)
+
     def direct_run(self, calibrator: Objective, seed: int = 0) -> Run:
         "The student's network, trained as long, calibrated directly instead of by a teacher"
-        own = Study(self.data, self.student, self.student, self.base, self.student_epochs, self.student_epochs)
-        return own.teacher_run(calibrator, seed)
+        return self.alone.teacher_run(calibrator, seed)
 
     def scratch(self, seed: int = 0) -> Run:
         "The student's network, trained as long, without a teacher"
