@@ -25,6 +25,7 @@ from ..diagnostics.separations import (
 from ..exhibits.exhibit import Exhibit
 from ..exhibits.judge import (
     always, both, cannot, every, k_of_n, lowest, more, most, NOT_RUN, not_worse, rank, Rule, same, Side, side, Verdict)
+from ..exhibits.parameters import listed
 from ..metrics import METRICS
 from ..objectives import Objective
 from ..runs import objective, Run, short
@@ -33,6 +34,7 @@ from calibkd.studies import (
     along, best_setting, by_temperature, calibrator, measures, network_size, over_common, printed_table, Study, study,
     Taught, teach)
 from ..sweep import Results, train
+from ..words import pick, require
 
 # %% ../../nbs/lib/80_papers_kdc.ipynb #6049771d
 SEARCH = {"MDCA": {"beta": [1., 5., 10.], "gamma": [1., 2., 3., 4., 5.]}, "MMCE": {"beta": [1., 2., 3., 4., 5.]}}
@@ -75,12 +77,14 @@ def pair_of(
 def tried(
     kind: str,           # a name, as `calibrator` takes it
     p: SimpleNamespace,  # the exhibit's parameters: beta, gamma and what to search, {kind: {weight: values}}
-) -> list[Objective]:
+) -> list[Objective]:    # ValueError for a weight that it does not have, or without values
     "A calibrator with each combination of the weights that are to be searched, or as the parameters give it"
     own = (getattr(p, "search", None) or {}).get(kind)
     if not own: return [calibrator(kind, p)]
-    weights = [dict(zip(own, values)) for values in itertools.product(*own.values())]
+    weights = [dict(zip(own, values)) for values in itertools.product(*map(listed, own.values()))]
+    require(weights, f"search must give {kind} a list of values for each weight, got {own}")
     if kind != "MDCA": return [objective(kind, **w) for w in weights]
+    for weight in own: pick("weight of MDCA", weight, ("beta", "gamma"))
     return [calibrator(kind, SimpleNamespace(**vars(p) | w)) for w in weights]
 
 
