@@ -206,7 +206,8 @@ def circumstances(
 ) -> str:           # one line
     "What a result rests on: data, interval, time, hardware"
     level = f"intervals of {100 * result['level']:g} %" if "level" in result else ""
-    took = f"{duration(effort(result))} on {in_words(result['hardware'])}"
+    trained_on = (result.get("training") or {}).get("hardware") or [in_words(result["hardware"])]
+    took = f"{duration(effort(result))} on {' and '.join(trained_on)}"
     said = [text for text in (data_of(result), level, took) if text not in ("–", "")]
     return escaped(f"{result['preset']}: {'; '.join(said)}")
 
