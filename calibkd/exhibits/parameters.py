@@ -189,8 +189,9 @@ def variant(
     preset: str,             # one of `PRESETS`
     changed: dict[str, Any], # parameters that differ from the preset's
 ) -> str:                    # "" for the default exhibit
-    "The name of a variant's folder, e.g. `smoke,T=2`"
-    label = ",".join([preset] * (preset != "quick") + [f"{k}={plain(v)}" for k, v in changed.items()])
+    "The name of a variant's folder, e.g. `smoke,T=2`; the data set comes first, as long names are cut"
+    said = [f"{k}={plain(changed[k])}" for k in sorted(changed, key=lambda k: k != "dataset")]
+    label = ",".join([preset] * (preset != "quick") + said)
     if len(label) <= 40 and all(map(faithful, changed.values())): return label
     whole_truth = json.dumps(tidy({"preset": preset} | changed, str), sort_keys=True).encode()
     return f"{label[:31]}-{hashlib.sha1(whole_truth).hexdigest()[:8]}"
