@@ -12,6 +12,7 @@ import torch
 from calibkd import studies, sweep
 from calibkd.exhibits import exhibits, rejudged, saved
 from calibkd.networks.core import network
+from calibkd.papers import kdc
 
 ROOT = Path(__file__).parents[2]
 BOOKS = {e.name: e for e in exhibits()}
@@ -73,12 +74,20 @@ def test_the_paper_preset_declares_runs(name, monkeypatch):
     "What it names exists: networks, recipes, data sets, calibrators"
     monkeypatch.setenv("CALIBKD_DATA", "/nowhere")
     def declare(runs, *args, **kwargs): raise Declared(list(runs))
+    def search(study, kind, p):
+        candidates = kdc.tried(kind, p)
+        searched.extend(study.teacher_run(c, p.seeds[0]) for c in candidates)
+        return candidates[0]
     for module in (studies, sweep): monkeypatch.setattr(module, "train", declare)
-    space = {}
+    monkeypatch.setattr(kdc, "searched", search)
+    space, searched = {}, []
     with pytest.raises(Declared) as caught:
         for kind, source in BOOKS[name].cells:
             if kind != "markdown": exec(source + f"\npreset, figure = 'paper', {BOOKS[name].figure!r}" * (kind == "parameters"), space)
-    assert {r.epochs for r in caught.value.args[0]} <= ({36} if name == "extra_true_calibration" else {0, 100, 160})
+    declared = [*searched, *caught.value.args[0]]
+    assert {r.epochs for r in declared} <= ({36, 40} if name == "extra_true_calibration" else {0, 100, 160, 240})
+    tried = {r.objective for r in searched if r.objective.name == "MDCA"}
+    assert len(tried) in ((1,) if name == "extra_true_calibration" else (0, 15)), "what the paper tried of MDCA, where a teacher has it"
 
 
 def test_short_form_and_cache(tmp_path):
