@@ -23,16 +23,17 @@ from ..diagnostics.projection import project
 from ..diagnostics.separations import (
     group_distances, penultimate_features, separation, similar_classes, templates)
 from ..exhibits.exhibit import Exhibit
-from ..exhibits.judge import (
-    always, both, cannot, every, k_of_n, lowest, more, most, NOT_RUN, not_worse, rank, Rule, same, Side, side, Verdict)
+from calibkd.exhibits.judge import (
+    always, both, cannot, every, k_of_n, lowest, more, most, NOT_RUN, not_worse, rank, Rule, same, settled, Side, side,
+    Verdict)
 from ..exhibits.parameters import listed
 from ..metrics import METRICS
 from ..objectives import Objective
 from ..runs import objective, Run, short
 from ..store import Store
-from calibkd.studies import (
-    along, best_setting, by_temperature, calibrator, measures, network_size, over_common, printed_table, Study, study,
-    Taught, teach)
+from ..studies import (
+    along, best_setting, by_temperature, calibrator, measures, network_size, over_common, printed_table)
+from ..studies import Study, study, Taught, teach
 from ..sweep import Results, train
 from ..words import pick, require
 
@@ -273,8 +274,8 @@ def minor(pair: pd.DataFrame, metric: str) -> Rule:
     "T3.c3: are most students of teachers with an error of at most 5 points within 2 points of them?"
     teacher, student = (ten(pair, role, metric) for role in ("teacher", "student"))
     close = (.02 - (student - teacher).abs())[teacher.mean(axis=1) <= .05]
-    too_few = cannot("fewer than 3 teachers have an ECE of at most 5 points")
-    return Rule(lambda level: too_few) if teacher.size and len(close) < 3 else most(close)
+    too_few = settled(cannot("fewer than 3 teachers have an ECE of at most 5 points"))
+    return too_few if teacher.size and len(close) < 3 else most(close)
 
 
 def capacity(networks: pd.DataFrame, metric: str) -> Rule:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from types import SimpleNamespace
 from typing import Any
 from ...exhibits.claims import in_numbers, in_verdict
-from ...exhibits.judge import always, both, k_of_n, more, none_of, NOT_RUN, pooled, Rule, side, Verdict
+from ...exhibits.judge import always, both, k_of_n, more, none_of, NOT_RUN, pooled, Rule, settled, side, Verdict
 from ...exhibits.tables import mean_sd
 from ...metrics import METRICS
 from .rows import Made, networks_of, ROWS, TOP1
@@ -96,7 +96,7 @@ def mean_gain(
     return pd.concat(by_pair, axis=1).dropna().mean(axis=1) if by_pair else pd.Series(dtype=float)
 
 # %% ../../../nbs/lib/81c_papers_ipwd_comparisons.ipynb #table1_06
-_NOTHING = Rule(lambda level: NOT_RUN)
+_NOTHING = settled(NOT_RUN)
 
 
 def on_average(
@@ -125,7 +125,7 @@ def in_share(
     seeds, share = min(map(len, entries)), float(np.mean([np.mean(e) > 0 for e in entries]))
     few = Verdict("undecided", share, seeds=seeds, why="fewer than 3 seeds", unit="share")
     said = "holds" if share >= least else "does not hold"
-    return Rule(lambda level: few if seeds < 3 else Verdict(said, share, share, share, seeds, unit="share"))
+    return settled(few if seeds < 3 else Verdict(said, share, share, share, seeds, unit="share"))
 
 
 def in_parts(
@@ -188,11 +188,11 @@ def first_of_rows(
     top1 = by_row_and_seed(networks)
     first, other = top1[:len(top1) // 2], top1[len(top1) // 2:]
     few = Verdict("undecided", seeds=len(top1), why="fewer than 5 seeds")
-    if len(other) < 3: return Rule(lambda level: few)
+    if len(other) < 3: return settled(few)
     rivals = top1.columns.drop(row)
     by = float(first[row].mean() - first[rivals].mean().max())
     ahead = Verdict("holds" if by > 0 else "does not hold", by, by, by, len(top1))
-    return both(Rule(lambda level: ahead), none_of([more(other[r], other[row]) for r in rivals]))
+    return both(settled(ahead), none_of([more(other[r], other[row]) for r in rivals]))
 
 
 def best_rows(
