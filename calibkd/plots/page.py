@@ -13,6 +13,7 @@ __all__ = ['COLUMN', 'WIDE', 'SMALL', 'PALETTE', 'MARKERS', 'DASHES', 'METHODS',
 import difflib
 import io
 import itertools
+import math
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -423,12 +424,13 @@ def legend(
     axes: Sequence[Axes],  # where its entries come from
     first: Sequence[str] = (),  # names that stand first
 ) -> None:
-    "One legend above all panels, with each label once, in as many columns as fit"
+    "One legend above all panels, with each label once, in as few rows as fit, all of one length"
     found = {name: handle for ax in np.ravel(axes) for handle, name in zip(*ax.get_legend_handles_labels())}
     names = [n for n in first if n in found] + [n for n in found if n not in first]
-    for ncols in range(len(names), 0, -1):
-        rows = [n for j in range(ncols) for n in names[j::ncols]]  # Matplotlib fills columns, we read rows
-        legend = fig.legend([found[n] for n in rows], rows, loc="outside upper center", ncols=ncols)
+    for rows in range(1, len(names) + 1):
+        ncols = math.ceil(len(names) / rows)
+        read = [n for j in range(ncols) for n in names[j::ncols]]  # Matplotlib fills columns, we read rows
+        legend = fig.legend([found[n] for n in read], read, loc="outside upper center", ncols=ncols)
         if ncols == 1 or legend.get_window_extent().width < 0.98 * fig.bbox.width: return
         legend.remove()
 

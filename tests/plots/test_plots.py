@@ -1,6 +1,7 @@
 """Figures: the numbers behind them, what they say where runs are missing, and that nothing leaks or is cut off."""
 import io
 import itertools
+import math
 
 import matplotlib
 import numpy as np
@@ -215,6 +216,18 @@ def test_references_and_levels_that_were_not_run():
                              reference={"scratch": scratch, "chance": 0.2})
     assert axes[0, 0].lines[0].get_ydata()[0] == pytest.approx(100 * scratch.top1.mean()) and axes[0, 1].lines[1].get_ydata()[0] == 20
     assert [t.get_text() for t in fig.legends[0].texts] == ["MDCA", "NLL", "LS (not run)", "scratch", "chance"]
+
+
+@pytest.mark.parametrize("letters", [1, 3, 4, 5, 7, 20, 60])
+def test_a_legend_fills_its_rows_evenly(letters):
+    fig, axes = plots.subplots(1, 2)
+    names = [f"{i}{'m' * letters}" for i in range(10)]
+    for name in names: axes.ravel()[0].plot([0, 1], [0, 1], label=name)
+    plots.legend(fig, axes)
+    (drawn,) = fig.legends
+    assert sorted(t.get_text() for t in drawn.texts) == names
+    assert drawn._ncols == math.ceil(10 / math.ceil(10 / drawn._ncols))
+    assert drawn._ncols == 1 or drawn.get_window_extent().width < fig.bbox.width
 
 
 def test_many_temperatures_get_round_ticks():
