@@ -11,6 +11,7 @@ from calibkd.calibrators import CRL, LS, MDCA, MMCE, PSKD, TS, AdaFocal, CutMix,
 from calibkd.data import Dataset
 from calibkd.distillers import KD
 from calibkd.objectives import NLL
+from calibkd.places import processor
 from calibkd.runs import Recipe, Run
 
 DATA, TEXTURES = Dataset("digits", train=300), Dataset("textures:4x3", train=260, test=100)
@@ -40,7 +41,8 @@ def checksum(store, run: Run) -> str:
 
 def machine() -> str:
     "What the bits depend on"
-    return f"torch {torch.__version__.split('+')[0]}, {torch.backends.cpu.get_cpu_capability()}, {'bf16' if torch.cpu._is_avx512_bf16_supported() else 'no bf16'}"
+    short = "bf16" if torch.cpu._is_avx512_bf16_supported() else "no bf16"
+    return f"torch {torch.__version__.split('+')[0]}, {torch.backends.cpu.get_cpu_capability()}, {short}, {processor()}"
 
 
 def now() -> dict:
@@ -49,7 +51,8 @@ def now() -> dict:
     from calibkd.sweep import train
     with tempfile.TemporaryDirectory() as folder:
         store = train(list(held().values()), Store(folder), workers=1).store
-        return {"machine": machine(), "runs": {k: {"id": r.id, "weights": checksum(store, r)} for k, r in held().items()}}
+        weights = {k: checksum(store, r) for k, r in held().items()}
+        return {"ids": {k: r.id for k, r in held().items()}, "weights": {machine(): weights}}
 
 
 if __name__ == "__main__":
