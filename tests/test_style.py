@@ -86,6 +86,8 @@ def test_a_module_imports_only_from_floors_below(path):
     inside = path.relative_to(ROOT / "calibkd").with_suffix("").parts
     mine = FLOORS[inside[0]]
     for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            assert node.level or not node.module.startswith("calibkd"), f"{path.name} imports {node.module} by its full name: no floor is seen there"
         if isinstance(node, ast.ImportFrom) and node.level and node.module:
             target = [*inside[:len(inside) - node.level], *node.module.split(".")][0]
             assert FLOORS[target] < mine or target == inside[0], f"{path.name} (floor {mine}) imports {target} (floor {FLOORS[target]})"

@@ -23,9 +23,9 @@ from ..diagnostics.projection import project
 from ..diagnostics.separations import (
     group_distances, penultimate_features, separation, similar_classes, templates)
 from ..exhibits.exhibit import Exhibit
-from calibkd.exhibits.judge import (
-    always, both, cannot, every, k_of_n, lowest, more, most, NOT_RUN, not_worse, rank, Rule, same, settled, Side, side,
-    Verdict)
+from ..exhibits.judge import (
+    always, both, cannot, every, k_of_n, lowest, more, most, NOT_RUN, not_worse, rank)
+from ..exhibits.judge import Rule, same, settled, Side, side, Verdict
 from ..exhibits.parameters import listed
 from ..metrics import METRICS
 from ..objectives import Objective

@@ -424,7 +424,7 @@ def legend(
     axes: Sequence[Axes],  # where its entries come from
     first: Sequence[str] = (),  # names that stand first
 ) -> None:
-    "One legend above all panels, with each label once, in as few rows as fit, all of one length"
+    "One legend above all panels, with each label once, in as few rows as fit, evenly filled"
     found = {name: handle for ax in np.ravel(axes) for handle, name in zip(*ax.get_legend_handles_labels())}
     names = [n for n in first if n in found] + [n for n in found if n not in first]
     for rows in range(1, len(names) + 1):
