@@ -79,6 +79,20 @@ def test_the_preset_nearest_to_the_paper_decides_if_it_can_tell(tmp_path):
     assert "- quick: textures; " in page and "- paper: cifar100; " in page
 
 
+@pytest.mark.parametrize("first, second, counts", [
+    ("holds", "holds", "holds"), ("holds", "undecided", "holds"), ("holds", "does not hold", "undecided"), ("does not hold", "holds", "undecided"),
+    ("undecided", "holds", "undecided"), ("not run", "does not hold", "does not hold"), ("not run", "not run", "does not hold"), ("cannot be judged", "not run", "does not hold")])
+def test_a_second_contrast_confirms_contradicts_or_speaks_where_the_first_is_silent(first, second, counts, tmp_path, monkeypatch):
+    beside = {"preset": "paper", "with": {"T": 2.}}
+    monkeypatch.setattr("calibkd.exhibits.board.contrast", lambda name: beside if name == "fig_X" else None)
+    leave(c1="does not hold"); leave(c1=first, preset="paper"); leave(c1=second, preset="paper", T=2)
+    leave(c1="holds", preset="paper", T=3)
+    page = board(tmp_path)[1]
+    assert pictured(results_root() / "verdicts.png")["fig_X"]["c1"] == counts
+    assert "- paper again: cifar100; " in page and "; with T 2.0" in page and "| c1 |  |  | paper again, cifar100 |" in page
+    assert page.count("- not counted, paper: cifar100; ") == 1 and "T 3" in page
+
+
 @pytest.mark.parametrize("verdicts, sentence, signs", [
     (("holds", "holds"), "Both hold.", "c1 ✓, c2 ✓"), (("does not hold", "undecided"), "One fails.", "c1 ✗, c2 ?"), (("holds", "undecided"), "Who knows.", "c1 ✓, c2 ?"),
     (("holds", "not run"), "Not judged yet.", "c1 ✓, c2 ·"), (("undecided", "cannot be judged"), "Not judged yet.", "c1 ?, c2 –")])
