@@ -213,8 +213,16 @@ class Exhibit:
         return before if before.get("parameters", {}) | {"seeds": 0} == tidy(vars(self.p)) | {"seeds": 0} else {}
 
     def _looks(self) -> dict[str, list]:
-        "What `calibkd decide` did to this exhibit: a look that was taken stays taken"
-        return {k: v for k, v in self._before().items() if k == "decide"}
+        "Each time seeds were added, by `calibkd decide` or by hand: a look that was taken stays taken"
+        before, own = self._before(), self.seeds or []
+        taken, then = before.get("decide", []), before.get("seeds") or []
+        if then and {*then} < {*own} and self.preset != "smoke": taken = [*taken, self._look(len(taken) + 2, then)]
+        return {"decide": taken} if taken else {}
+
+    def _look(self, number: int, then: list[int]) -> dict[str, Any]:
+        "What meta.json says of a look at more seeds"
+        if number > self.looks: print(f"This is look {number} of {self.looks} planned; the intervals are for these.")
+        return {"look": number, "of": self.looks, "seeds_before": then, "seeds": self.seeds, "date": now()}
 
     def _warn_of_fewer_seeds(self) -> None:
         "What is replaced may rest on more seeds than the preset has"

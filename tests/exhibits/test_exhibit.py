@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from calibkd import exhibits, places
 from calibkd.exhibits import cannot, Exhibit, more, pictures, same, SMOKE
-from calibkd.places import results_root
+from calibkd.places import read_json, results_root
 from small_exhibit import make
 
 
@@ -131,9 +131,20 @@ def test_a_result_of_more_seeds_is_not_replaced_unseen(capsys):
     make(seeds=[0, 1, 2, 3, 4]).save(None, table)
     make(seeds=[0, 1, 2, 3, 4, 5]).save(None, table)
     make(T=2.).save(None, table)
-    assert not capsys.readouterr().out
+    assert "replaces" not in capsys.readouterr().out
     make().save(None, table)
     assert capsys.readouterr().out == "This replaces a result of 6 seeds by one of 3; seeds=[0, 1, 2, 3, 4, 5] keeps them.\n"
+
+
+def test_seeds_that_are_added_by_hand_are_a_look_too(capsys):
+    def looks(seeds, **given):
+        presets = dict.fromkeys(("smoke", "quick", "paper"), dict(seeds=[0, 1, 2]))
+        ex = Exhibit("fig_X", dict(preset=None, seeds=None) | given | dict(seeds=seeds), **presets, looks={"quick": 2})
+        return [(look["look"], look["of"], look["seeds_before"]) for look in read_json(ex.save(None, {}) / "meta.json").get("decide", [])]
+    assert looks([0, 1, 2]) == looks([0, 1, 2]) == [] and not capsys.readouterr().out
+    assert looks([0, 1, 2, 3]) == looks([0, 1, 2, 3]) == [(2, 2, [0, 1, 2])] and not capsys.readouterr().out
+    assert looks([0, 1, 2, 3, 4])[1:] == [(3, 2, [0, 1, 2, 3])] and capsys.readouterr().out == "This is look 3 of 2 planned; the intervals are for these.\n"
+    assert looks([0], preset="smoke") == looks([0, 1], preset="smoke") == []
 
 
 def test_nothing_in_a_claim_is_markup_in_the_verdict():
