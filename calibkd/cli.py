@@ -433,8 +433,8 @@ def neighbours() -> list[ex.Standing]:
 
 # %% ../nbs/lib/90_cli.ipynb #deciding4
 ABOUT_DECIDE = """Each exhibit fixes how often it may be looked at. The first run was one look, so with two looks it is
-extended once. Times are estimated from the seeds there are, all networks as if they took equally long; networks that
-exhibits share are counted once."""
+extended once. In per cent is the chance that so many seeds decide a claim. Times are estimated from the seeds there
+are, all networks as if they took equally long; networks that exhibits share are counted once."""
 
 
 @main.command("decide", epilog=ABOUT_DECIDE)
@@ -444,7 +444,7 @@ exhibits share are counted once."""
 @click.option("--preset", default="quick", show_default=True, help="The preset whose verdicts are open.")
 @click.option("--dry-run", is_flag=True, help="Print the plan only.")
 def decide(names: tuple[str, ...], budget: str, most: int, preset: str, dry_run: bool) -> None:
-    "Add seeds where verdicts are undecided, most decisions per minute first"
+    "Add seeds where verdicts are undecided, most expected decisions per minute first"
     books, left = {b.name: b for b in selected(names, False)}, minutes_of(budget)
     for book in books.values(): refuse_preset(book, preset)
     found = {name: standing_now(book, preset) for name, book in books.items()}
