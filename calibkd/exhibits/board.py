@@ -248,7 +248,7 @@ def others_in(
     result: dict,   # as `saved` gives it
 ) -> str:           # e.g. "T 2, seeds [3]"
     "The parameters that differ from the preset's"
-    return escaped(", ".join(f"{k} {v}" for k, v in result["changed"].items()))
+    return escaped(", ".join(f"{k} {'none' if v == '' else v}" for k, v in result["changed"].items()))
 
 
 def named_aside(
