@@ -235,12 +235,14 @@ def data_of(
 def circumstances(
     result: dict,   # as `saved` gives it
 ) -> str:           # one line
-    "What a result rests on: data, interval, time, hardware"
+    "What a result rests on: data, the calibrated teacher where it is another one, interval, time, hardware"
+    teacher = result["parameters"].get("calibrated")
+    stands_in = f"calibrated teacher: {teacher}" if teacher else ""
     level = f"intervals of {100 * result['level']:g} %" if "level" in result else ""
     looks = [f"look {look['look']} of {look['of']}" for look in result.get("decide", ())[-1:]]
     trained_on = (result.get("training") or {}).get("hardware") or [in_words(result["hardware"])]
     took = f"{duration(effort(result))} on {' and '.join(trained_on)}"
-    said = [text for text in (data_of(result), level, *looks, took) if text not in ("–", "")]
+    said = [text for text in (data_of(result), stands_in, level, *looks, took) if text not in ("–", "")]
     return escaped(f"{called(result) or result['preset']}: {'; '.join(said)}")
 
 
