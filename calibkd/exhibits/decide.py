@@ -32,7 +32,7 @@ def chance(
     level: float = LEVEL,
 ) -> float:
     "How likely it is that a claim, undecided now, is decided then"
-    if then <= has: return 0.
+    if then <= has or has < 2: return 0.  # of one seed no spread is known
     draw, half = np.random.default_rng(0), lambda n: student.ppf((1 + level) / 2, n - 1) / n**.5
     seen = half(needed)  # the mean, where the spread seen is 1
     sd = ((has - 1) / draw.chisquare(has - 1, DRAWS))**.5

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from calibkd.exhibits import cost, everything_saved, exhibits, Extension, notebooks_at, plan, read_table, rejudged, Rejudged, saved, Standing, standing
+from calibkd.exhibits import chance, cost, everything_saved, exhibits, Extension, more, notebooks_at, plan, read_table, rejudged, Rejudged, saved, Standing, standing
 from calibkd.exhibits.again import difference
 from calibkd.exhibits.decide import half_width, prospect
 from calibkd.exhibits.exhibit import comma_separated
@@ -136,7 +136,8 @@ def result(*claims, seeds=(3, 4, 5), **more):
 
 def test_where_an_exhibit_stands():
     it = standing(result(entry("c1", needed=8), entry("c2", "holds"), entry("c3", why="premise p1 does not hold"), entry("x1", seeds=2, needed=5)), processes=2)
-    assert it.needed == {"c1": 5, "x1": 3} and it.minutes == pytest.approx(2.5) and it.looks == 1 and it.added(2) == (6, 7)
+    assert it.needed == {"c1": 8, "x1": 5} and it.minutes == pytest.approx(2.5) and it.looks == 1 and it.added(2) == (6, 7)
+    assert standing(result(level=.975)).level == .975 and standing(result()).level == .95
     assert standing(result(decide=[{}])).looks == 0 and standing(result(looks=1)).looks == 0
     assert standing(result(training={})).minutes == pytest.approx(1 / 6), "no networks: as long as it ran"
     with pytest.raises(ValueError, match="fig_X has no list of seeds"): standing(result() | {"parameters": {"seeds": 5}})
@@ -145,25 +146,46 @@ def test_where_an_exhibit_stands():
 def places(planned): return {e.of.name: (e.n, round(e.minutes, 3)) for e in planned}
 
 
-def test_most_decisions_per_minute_first():
-    cheap, dear = Standing("cheap", (0, 1, 2), {"c1": 2, "c2": 2, "c3": 7}, 1.), Standing("dear", (0, 1, 2), {"c1": 1, "c2": 1, "c3": 1}, 4.)
-    assert [e.of.name for e in plan([dear, cheap])] == ["dear", "cheap"] and places(plan([dear, cheap])) == {"cheap": (7, 7.), "dear": (1, 4.)}
-    assert places(plan([dear, cheap], budget=5.9)) == {"cheap": (2, 2.)}, "two at once for two minutes, then four more is too much"
-    assert places(plan([dear, cheap], budget=6.)) == {"cheap": (2, 2.), "dear": (1, 4.)}
-    assert places(plan([cheap], most=9)) == {"cheap": (2, 2.)} and plan([cheap], most=4) == [] == plan([cheap], budget=1.9)
-    assert places(plan([Standing("free", (0,), {"c1": 3}, 0.)], budget=0.)) == {"free": (3, 0.)}
+def test_a_chance_grows_with_the_seeds_and_is_less_the_more_are_needed():
+    assert chance(8, 3, 3) == chance(8, 1, 9) == 0. and chance(8, 3, 4) < chance(8, 3, 6) < chance(8, 3, 10) < chance(4, 3, 10) < 1.
+    assert chance(8, 3, 10, .975) == chance(8, 3, 10, .975) and chance(8, 7, 10) > chance(30, 7, 10)
+    assert .05 < chance(10_000, 3, 10) < .15, "no effect seen: its mean is known no better than its spread"
+
+
+@pytest.mark.parametrize("level", [.95, .975])
+def test_chances_are_calibrated_where_effects_are_of_one_and_a_half_spreads(level):
+    draw, told, found = np.random.default_rng(2), [], []
+    for effect in draw.normal(0, 1.5, 1500):
+        seeds = effect + draw.standard_normal(8)
+        first, last = (more(part, 0.).at(level) for part in (seeds[:3], seeds))
+        if first.needed: told.append(chance(first.needed, 3, 8, level)), found.append(last.verdict != "undecided")
+    told, found = np.array(told), np.array(found)
+    for low in (0, .3, .6):
+        some = (told >= low) & (told < low + .3)
+        assert some.sum() > 80 and abs(told[some].mean() - found[some].mean()) < .1
+
+
+def test_most_expected_decisions_per_minute_first():
+    cheap, dear = Standing("cheap", (0, 1, 2), {"c1": 5, "c2": 5, "c3": 10}, 1.), Standing("dear", (0, 1, 2), {"c1": 4, "c2": 4, "c3": 4}, 4.)
+    assert [e.of.name for e in plan([dear, cheap])] == ["cheap", "dear"]
+    assert [*places(plan([dear, cheap], budget=3.9))] == ["cheap"] and [*places(plan([dear, cheap], budget=6.))] == ["cheap", "dear"]
+    assert places(plan([cheap], most=5)) == {"cheap": (2, 2.)} and plan([cheap], most=3) == [] == plan([cheap], budget=.9)
+    assert places(plan([Standing("free", (0, 1, 2), {"c1": 6}, 0.)], budget=0.)) == {"free": (7, 0.)}
+    assert plan([Standing("hopeless", (0, 1, 2), {"c1": 4000})]) == [] != plan([Standing("a chance", (0, 1, 2), {"c1": 13})])
+    assert places(plan([Standing("all but sure", (0, 1, 2, 3, 4, 5), {"c1": 7}, 1.)]))["all but sure"][0] < 4, "no step for less than a fifth of a decision"
 
 
 def test_one_look_is_left_or_none():
-    assert plan([Standing("a", (0, 1, 2), {"c1": 1}, looks=0)]) == []
-    assert len(plan([Standing("a", (0, 1, 2), {f"c{i}": i for i in range(1, 8)}, looks=1)])) == 1, "one extension, however many steps led to it"
+    assert plan([Standing("a", (0, 1, 2), {"c1": 4}, looks=0)]) == []
+    assert len(plan([Standing("a", (0, 1, 2), {f"c{i}": i for i in range(4, 11)}, looks=1)])) == 1, "one extension, however many steps led to it"
 
 
 def test_networks_that_are_shared_cost_once():
-    a, b = Standing("a", (0, 1, 2), {"c1": 2}, 1., runs=frozenset("wxyz")), Standing("b", (0, 1, 2), {"c1": 3, "c2": 3}, 2., runs=frozenset("yzuv"))
+    a, b = Standing("a", (0, 1, 2), {"c1": 5}, 1., runs=frozenset("wxyz")), Standing("b", (0, 1, 2), {"c1": 6, "c2": 6}, 2., runs=frozenset("yzuv"))
     assert cost(b, 3) == 6. and cost(b, 3, [(a, 0)]) == 6. and cost(b, 3, [(a, 2)]) == 1 + 1 + 2 and cost(b, 3, [(b, 3)]) == 6.
     assert cost(b, 1, [(Standing("c", (0, 1, 2, 3), {}, runs=frozenset("yzuv")), 0)]) == 0., "there already"
-    assert places(plan([a, b])) == {"a": (2, 2.), "b": (3, 4.)}
+    alone, beside = places(plan([b]))["b"], places(plan([a, b]))
+    assert alone == (alone[0], 2. * alone[0]) and beside["b"] == (alone[0], 2. * alone[0] - beside["a"][0])
 
 
 def test_the_plan_never_costs_more_than_the_budget_nor_exceeds_the_maximum():
@@ -173,15 +195,16 @@ def test_the_plan_never_costs_more_than_the_budget_nor_exceeds_the_maximum():
                          frozenset(map(str, rng.integers(0, 9, 4)))) for i in range(4)]
         budget, most = float(rng.random() * 60), int(rng.integers(3, 20))
         planned = plan(some, budget, most)
-        assert sum(e.minutes for e in planned) <= budget + 1e-9 and all(3 < len(e.seeds) <= most and e.claims and e.of.looks for e in planned)
+        assert sum(e.minutes for e in planned) <= budget + 1e-9 and all(3 < len(e.seeds) <= most and e.chances and e.of.looks for e in planned)
         assert [e.rate for e in planned] == sorted((e.rate for e in planned), reverse=True)
 
 
 def test_words_of_the_plan():
     it = standing(result(entry("c1", needed=8)))
-    assert str(Extension(it, 5, 12.)) == "fig_X: 3 → 8 seeds (6, 7, 8, 9, 10), 12 min, for c1"
+    assert str(Extension(it, 5, 12.)) == "fig_X: 3 → 8 seeds (6, 7, 8, 9, 10), 12 min, for c1 (50 %)"
     says = lambda e, seeds=3, it=it: prospect(e, it, range(seeds), 10)
-    assert says(entry("c1", needed=8), 8) == "planned" and says(entry("c1", needed=8)) == "over the budget" and says(entry("c1", needed=11)) == "more than 10 seeds"
+    assert says(entry("c1", needed=8), 8) == "planned: 50 %" and says(entry("c1", needed=8)) == "over the budget"
+    assert says(entry("c1", needed=4000), it=standing(result(entry("c1", needed=4000)))) == "hardly with 10 seeds"
     assert says(entry("c1", why="fewer than 3 seeds")) == "fewer than 3 seeds" and says(entry("c1")) == "not even 10000 seeds would decide"
     assert says(entry("c1", needed=8), it=Standing("fig_X", (3, 4, 5), {}, looks=0)) == "no look left"
     units = dict(points="± 1.5 points", share="± 1.5 %", rho="± 1.5")
