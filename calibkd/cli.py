@@ -493,8 +493,8 @@ def extend(
     after = run_one(notebook, {"preset": preset, "seeds": seeds} | notebook.selector)
     if not after: sys.exit(1)
     minutes = (time.monotonic() - begun) / 60
-    looks = [*before.get("decide", ()), ex.look_taken(before, after, budget, minutes)]
-    place = after["folder"] / "meta.json"
+    *others, last = after["decide"]
+    place, looks = after["folder"] / "meta.json", [*others, last | ex.look_taken(before, after, budget, minutes)]
     write(place, ex.as_json(read_json(place) | {"decide": looks}))
     return minutes
 

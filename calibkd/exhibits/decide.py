@@ -12,11 +12,9 @@ import numpy as np
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from scipy.stats import t as student
 from typing import Any
 from .board import duration
-from .exhibit import now
-from .judge import LEVEL, MOST
+from .judge import LEVEL, MOST, quantile
 from ..words import require
 
 # %% ../../nbs/lib/68_exhibits_decide.ipynb #decide22
@@ -33,7 +31,7 @@ def chance(
 ) -> float:
     "How likely it is that a claim, undecided now, is decided then"
     if then <= has or has < 2: return 0.  # of one seed no spread is known
-    draw, half = np.random.default_rng(0), lambda n: student.ppf((1 + level) / 2, n - 1) / n**.5
+    draw, half = np.random.default_rng(0), lambda n: quantile(level, n - 1) / n**.5
     seen = half(needed)  # the mean, where the spread seen is 1
     sd = ((has - 1) / draw.chisquare(has - 1, DRAWS))**.5
     mean = seen + sd * draw.standard_normal(DRAWS) / has**.5
@@ -215,11 +213,8 @@ def look_taken(
     after: dict,       # as `saved` gives it
     budget: float,     # minutes that were left
     minutes: float,    # that it took
-) -> dict[str, Any]:   # for meta.json, under "decide"
+) -> dict[str, Any]:   # for meta.json, beside what the exhibit says of its last look
     "What adding seeds has done"
     said = lambda result: {e["id"].rpartition(".")[2]: e["verdict"] for e in result["claims"]}
-    then, now_said = said(before), said(after)
-    seeds = {"seeds_before": before["seeds"], "seeds": after["seeds"]}
-    time = {"budget": round(budget, 1), "minutes": round(minutes, 1), "date": now()}
-    which = {"look": 2 + len(before.get("decide", ())), "of": after["looks"]}
-    return which | seeds | time | {"verdicts": {i: [then.get(i, "not run"), v] for i, v in now_said.items()}}
+    then, changed = said(before), {"budget": round(budget, 1), "minutes": round(minutes, 1)}
+    return changed | {"verdicts": {i: [then.get(i, "not run"), v] for i, v in said(after).items()}}
