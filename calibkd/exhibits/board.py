@@ -235,14 +235,12 @@ def data_of(
 def circumstances(
     result: dict,   # as `saved` gives it
 ) -> str:           # one line
-    "What a result rests on: data, the calibrated teacher where it is another one, interval, time, hardware"
-    teacher = result["parameters"].get("calibrated")
-    stands_in = f"calibrated teacher: {teacher}" if teacher else ""
+    "What a result rests on: data, interval, time, hardware"
     level = f"intervals of {100 * result['level']:g} %" if "level" in result else ""
     looks = [f"look {look['look']} of {look['of']}" for look in result.get("decide", ())[-1:]]
     trained_on = (result.get("training") or {}).get("hardware") or [in_words(result["hardware"])]
     took = f"{duration(effort(result))} on {' and '.join(trained_on)}"
-    said = [text for text in (data_of(result), stands_in, level, *looks, took) if text not in ("–", "")]
+    said = [text for text in (data_of(result), level, *looks, took) if text not in ("–", "")]
     return escaped(f"{called(result) or result['preset']}: {'; '.join(said)}")
 
 
@@ -340,9 +338,9 @@ def allowed_to_say(
     paper: Mapping[str, Any],                # its catalogue; what it says may be missing
     found: Mapping[str, Mapping[str, str]],  # as `decisions` gives them
 ) -> list[str]:                              # markdown
-    "What the verdicts of a paper allow to say: in short, and what a reader can use of it"
+    "What must be known of a paper's rows, what its verdicts say in short, and what a reader can use of them"
     listed = lambda key: "\n".join(sentence(said, found) for said in paper.get(key, ()))
-    return list(filter(None, (listed("in_short"), USE * bool(paper.get("findings")), listed("findings"))))
+    return list(filter(None, (paper.get("about"), listed("in_short"), USE * bool(paper.get("findings")), listed("findings"))))
 
 
 def results_page(

@@ -17,7 +17,7 @@ def paper(tmp_path, monkeypatch):
     "A catalogue of two exhibits, and a README"
     (tmp_path / "papers").mkdir()
     claims = [{"id": "p1", "text": "A premise"}, {"id": "c1", "text": "First | claim", "paper": "6 → 12"}, {"id": "x1", "text": "Our own"}, {"id": "c2", "text": "Second"}]
-    fixed = {"number": 1, "title": "A *paper*", "fixed": "2026-01-01", "exhibits": {"fig_X": claims, "fig_Y": [{"id": "c1", "text": "Third"}]}, "in_short": [SAID]}
+    fixed = {"number": 1, "title": "A *paper*", "fixed": "2026-01-01", "exhibits": {"fig_X": claims, "fig_Y": [{"id": "c1", "text": "Third"}]}, "in_short": [SAID], "about": "Rows are *small*."}
     (tmp_path / "papers" / "one.json").write_text(json.dumps(fixed))
     monkeypatch.setattr("calibkd.exhibits.claims.files", lambda _: tmp_path / "papers")
     catalogues.cache_clear()
@@ -61,7 +61,7 @@ def test_the_page_has_a_row_for_each_claim_the_papers_first(tmp_path):
     assert r"| c1 | First \| claim | 6 → 12 | quick, textures | 2.00 \[1.00 … 3.00\] points | 3 | ✓ holds |" in page
     assert "| c2 | Second | – | quick, textures |" in page and "| 3 | ? undecided: 14 seeds like these would decide |" in page
     assert "| c1 | Third | – | – | – | – | · not run |" in page and "## Others, in no catalogue\n\n" in page and "[mine](nbs/mine.ipynb)\n\nnot run" in page
-    assert r"| A \*paper\* | 1 | 0 | 1 | 0 | 1 |" in readme and "Of the paper's claims: 1 holds, 1 undecided, 1 not run." in page
+    assert r"| A \*paper\* | 1 | 0 | 1 | 0 | 1 |" in readme and "Of the paper's claims: 1 holds, 1 undecided, 1 not run.\n\nRows are *small*.\n\n- " in page
     assert readme.startswith("# top\n<!-- scoreboard -->\n|") and readme.endswith("<!-- /scoreboard -->\nend\n") and "\nold\n" not in readme
 
 

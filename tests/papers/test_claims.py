@@ -41,7 +41,7 @@ def kinds(claims):
 def test_a_file_says_which_paper_and_since_when():
     assert set(PAPERS) >= {"kdc", "essence", "uncal"}
     for name, paper in PAPERS.items():
-        assert [key for key in paper if key not in ("later", "in_short", "findings", "contrasts")] == ["number", "title", "fixed", "exhibits"] and paper["title"], name
+        assert [key for key in paper if key not in ("later", "about", "in_short", "findings", "contrasts")] == ["number", "title", "fixed", "exhibits"] and paper["title"], name
         assert date.fromisoformat(paper["fixed"]) == date(2026, 11, 25), name
         assert all(name in paper["exhibits"] and date.fromisoformat(day) > date(2026, 11, 25) for name, day in paper.get("later", {}).items())
         assert FILES[name].read_text("utf-8") == json.dumps(paper, indent=1, ensure_ascii=False) + "\n", name
