@@ -340,7 +340,8 @@ def allowed_to_say(
 ) -> list[str]:                              # markdown
     "What must be known of a paper's rows, what its verdicts say in short, and what a reader can use of them"
     listed = lambda key: "\n".join(sentence(said, found) for said in paper.get(key, ()))
-    return list(filter(None, (paper.get("about"), listed("in_short"), USE * bool(paper.get("findings")), listed("findings"))))
+    use = USE * bool(paper.get("findings"))
+    return list(filter(None, (paper.get("about"), listed("in_short"), use, listed("findings"))))
 
 
 def results_page(
